@@ -1,0 +1,60 @@
+# One virtual environment, one command for each thing a user or a developer does.
+#
+#   make generate   a video on two processes, into outputs/
+#   make test       the tests
+#   make check      lint, types and tests: what CI runs
+#   make bench      attention, dense against sparse
+#   make gpu        tests and benchmarks that need CUDA
+#
+# Where there is no GPU, the CPU build of PyTorch is installed first. To choose yourself:
+#   make TORCH="torch==2.13.0"      any requirement that pip takes
+#   make VENV=/path/to/venv         an environment elsewhere
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
+TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
+NPROC ?= 2
+PROMPT ?= a red circle bounces
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install generate test lint types check bench gpu clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+generate: install
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=$(NPROC) launch/generate.py \
+	  --model tiny-wan --prompt "$(PROMPT)" --num-frames 161 --lvsa --rotate-keyframes \
+	  --output-dir outputs
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: install
+	$(BIN)/python launch/bench.py --output-dir outputs/bench
+
+gpu: install
+	@$(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" \
+	  || { echo "make gpu: no CUDA device here; nothing was tested or measured"; exit 0; } && \
+	$(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" \
+	  && $(BIN)/python -m pytest -m gpu && \
+	  $(BIN)/python launch/bench.py --device cuda --dtype bfloat16 --output-dir outputs/bench-gpu || true
+
+clean:
+	rm -rf outputs build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,54 @@
+"""Wan 2.1 and 2.2: rope outputs and the blocks' hidden states are cut, proj_out gathers.
+
+Text is not cut: cross-attention is local to every rank.
+"""
+
+from typing import Any
+
+import torch
+from diffusers.models._modeling_parallel import (
+    ContextParallelInput,
+    ContextParallelModelPlan,
+    ContextParallelOutput,
+)
+
+from lvsa.cp_plans.base import Inputs, ModelPlan, latents_shape, zeros
+from lvsa.shards import FrameGrid
+
+TEXT_TOKENS = 512
+IMAGE_TOKENS = 257
+
+SPLITS: dict[str, ContextParallelModelPlan] = {
+    "rope": {
+        0: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
+        1: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
+    },
+    "blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
+    "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+}
+# Wan 2.2 TI2V-5B gives every token a timestep of its own: they are cut like the tokens.
+PER_TOKEN_SPLITS: dict[str, ContextParallelModelPlan] = {
+    **SPLITS,
+    "": {"timestep": ContextParallelInput(split_dim=1, expected_dims=2)},
+}
+
+
+def _inputs(transformer: Any, grid: FrameGrid) -> Inputs:
+    config = transformer.config
+    image = None
+    if config.image_dim is not None:
+        image = zeros(1, IMAGE_TOKENS, config.image_dim)
+    return {
+        "hidden_states": zeros(*latents_shape(transformer, grid)),
+        "timestep": zeros(1, dtype=torch.int64),
+        "encoder_hidden_states": zeros(1, TEXT_TOKENS, config.text_dim),
+        "encoder_hidden_states_image": image,
+    }
+
+
+def _per_token_inputs(transformer: Any, grid: FrameGrid) -> Inputs:
+    return {**_inputs(transformer, grid), "timestep": zeros(1, grid.tokens, dtype=torch.int64)}
+
+
+WAN = ModelPlan("wan", SPLITS, _inputs)
+WAN_PER_TOKEN = ModelPlan("wan-per-token-timesteps", PER_TOKEN_SPLITS, _per_token_inputs)

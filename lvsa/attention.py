@@ -1,0 +1,214 @@
+"""Rank-aware block-sparse attention: the pattern, an exchange and a kernel put together.
+
+The whole algorithm is the loop in `LVSAttention.__call__`: attend what is here, then what arrives,
+and merge by log-sum-exp. Every world size and every exchange computes the same attention.
+
+Shapes: B batch, L local tokens, C tokens of a block, X text tokens, H heads, D head dim.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from lvsa.backends import Backend, get_backend
+from lvsa.comm import all_gather, check_agreement, group_rank, group_size, wait
+from lvsa.errors import LVSAError, SequenceError
+from lvsa.exchange import Exchange, Local, get_exchange
+from lvsa.layout import full_layout
+from lvsa.merge import Partial, merge, merge_all
+from lvsa.pattern import Pattern
+from lvsa.shards import FrameGrid, Shards
+
+
+class Text(NamedTuple):
+    """Text tokens inside the attention, the same on every rank.
+
+    Args:
+        q_BXHD, k_BXHD, v_BXHD: projections of the text tokens.
+        valid: for each batch element the positions of the tokens that may be attended (int64), or
+            None where all may. Build it once per mask with `valid_positions`.
+    """
+
+    q_BXHD: Tensor
+    k_BXHD: Tensor
+    v_BXHD: Tensor
+    valid: tuple[Tensor, ...] | None = None
+
+
+def valid_positions(mask_BX: Tensor) -> tuple[Tensor, ...]:
+    """Positions of the valid text tokens of each batch element. Synchronises with the host."""
+    return tuple(row.nonzero().flatten() for row in mask_BX.bool())
+
+
+@dataclass
+class Traffic:
+    """What attention received from other ranks since the last reset."""
+
+    calls: int = 0
+    kv_bytes: int = 0
+    text_bytes: int = 0
+
+
+class LVSAttention:
+    """Attention of a video's tokens, cut among the ranks of a group, by a pattern.
+
+    Args:
+        pattern: which latent frames attend which.
+        grid: the token grid of the whole video.
+        group: process group that the sequence is cut among; None for one process.
+        exchange: name of the KV exchange, see `lvsa.exchange`; no effect on one rank.
+        backend: name of the attention kernel, or one built by hand.
+
+    Raises:
+        DivisibilityError: where the tokens do not divide among the ranks.
+        RankMismatch: where the ranks hold different patterns, grids, exchanges or backends.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        grid: FrameGrid,
+        *,
+        group: dist.ProcessGroup | None = None,
+        exchange: str = "all_gather",
+        backend: str | Backend = "sdpa",
+    ) -> None:
+        if pattern.frames != grid.frames:
+            raise LVSAError(
+                f"the pattern is for {pattern.frames} latent frames, the grid has {grid.frames}"
+            )
+        self.pattern, self.grid, self.group = pattern, grid, group
+        self.rank, self.world = group_rank(group), group_size(group)
+        self.backend = get_backend(backend) if isinstance(backend, str) else backend
+        strategy = get_exchange(exchange)
+        self.shards = Shards(grid, self.world)
+        check_agreement(
+            {
+                "grid": grid,
+                "pattern": f"{pattern.digest} ({pattern})",
+                "exchange": exchange,
+                "backend": self.backend.name,
+            },
+            group,
+            what="attention settings",
+        )
+        self.exchange: Exchange = (strategy if self.world > 1 else Local)(
+            self.shards, pattern, self.rank, group
+        )
+        self.step = 0
+        self.traffic = Traffic()
+
+    @property
+    def local_tokens(self) -> int:
+        """L, tokens of this rank."""
+        return self.shards.local_tokens
+
+    def __call__(
+        self,
+        q_BLHD: Tensor,
+        k_BLHD: Tensor,
+        v_BLHD: Tensor,
+        text: Text | None = None,
+        scale: float | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of this rank's video tokens, and of the text tokens where there are any.
+
+        Every video query attends its pattern and all valid text; every text query attends all
+        video and all valid text. The text is counted once, however many ranks hold it.
+
+        Args:
+            q_BLHD, k_BLHD, v_BLHD: this rank's video tokens, rotated.
+            text: text tokens of a dual-stream or joint model, replicated.
+            scale: of the scores; 1/sqrt(D) by default.
+
+        Returns:
+            ``out_BLHD`` and ``text_out_BXHD`` (None without text), in the dtype of the queries.
+
+        Raises:
+            SequenceError: for another number of tokens than this rank's share of T·P.
+        """
+        self._check(q_BLHD, k_BLHD, v_BLHD)
+        text_out = None if text is None else self._start_text(text, k_BLHD, v_BLHD, scale)
+        state: Partial | None = None
+        before = self.exchange.received_bytes
+        for block in self.exchange.stream(k_BLHD, v_BLHD, self.pattern.offset(self.step)):
+            partial = self.backend.attend(q_BLHD, *block, scale)
+            state = partial if state is None else merge(state, partial)
+        assert state is not None, "a stream begins with the rank's own shard"
+        if text is not None:
+            state = merge(state, self._attend_text(q_BLHD, text, scale))
+        self.traffic.calls += 1
+        self.traffic.kv_bytes += self.exchange.received_bytes - before
+        finished = None if text_out is None else text_out.finish().to(q_BLHD.dtype)
+        return state.out_BLHD.to(q_BLHD.dtype), finished
+
+    def _check(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        L = self.local_tokens
+        for name, x in (("queries", q), ("keys", k), ("values", v)):
+            if x.dim() != 4 or x.shape[1] != L:
+                T, P = self.grid.frames, self.grid.tokens_per_frame
+                raise SequenceError(
+                    f"{name} are {tuple(x.shape)}; LVSA was set up for T = {T} latent frames × "
+                    f"P = {P} tokens = {T * P} on {self.world} rank(s), so each holds {L} tokens "
+                    "in dimension 1. Set it up again for this size and frame count"
+                )
+
+    def _attend_text(self, q_BLHD: Tensor, text: Text, scale: float | None) -> Partial:
+        """Any queries over all valid text."""
+        L = q_BLHD.shape[1]
+        if text.valid is None:
+            return self.backend.attend(
+                q_BLHD, text.k_BXHD, text.v_BXHD, full_layout(L, text.k_BXHD.shape[1]), scale
+            )
+        partials = []
+        for b, positions in enumerate(text.valid):
+            k, v = (x[b : b + 1].index_select(1, positions) for x in (text.k_BXHD, text.v_BXHD))
+            layout = full_layout(L, positions.numel())
+            partials.append(self.backend.attend(q_BLHD[b : b + 1], k, v, layout, scale))
+        outs, lses = zip(*partials, strict=True)
+        return Partial(torch.cat(outs), torch.cat(lses))
+
+    def _start_text(
+        self, text: Text, k_BLHD: Tensor, v_BLHD: Tensor, scale: float | None
+    ) -> "_TextOutput":
+        """Text queries over the local video, sent to all ranks while the video is attended."""
+        q = text.q_BXHD
+        partial = self.backend.attend(
+            q, k_BLHD, v_BLHD, full_layout(q.shape[1], k_BLHD.shape[1]), scale
+        )
+        if self.rank == 0:
+            # Every rank holds the text; one of them counts it.
+            partial = merge(partial, self._attend_text(q, text, scale))
+        return _TextOutput(partial, self.group, self.traffic)
+
+
+class _TextOutput:
+    """Text attention on its way: partials of all ranks, merged when they have arrived."""
+
+    def __init__(
+        self, partial: Partial, group: dist.ProcessGroup | None, traffic: Traffic
+    ) -> None:
+        self.partial, self.group, self.traffic = partial, group, traffic
+        self.world = group_size(group)
+        if self.world == 1:
+            return
+        out, lse = partial
+        mine = torch.cat([out.to(lse.dtype), lse.transpose(1, 2).unsqueeze(-1)], dim=-1)
+        self.everyone = mine.new_empty((self.world, *mine.shape))
+        self.work = all_gather(self.everyone.flatten(0, 1), mine, group, async_op=True)
+
+    def finish(self) -> Tensor:
+        """``[B, X, H, D]``, the same bits on every rank."""
+        if self.world == 1:
+            return self.partial.out_BLHD
+        wait(self.work, "all-gather of text attention", self.group)
+        self.traffic.text_bytes += (
+            (self.world - 1) * self.everyone[0].numel() * self.everyone.element_size()
+        )
+        return merge_all(
+            Partial(part[..., :-1], part[..., -1].transpose(1, 2)) for part in self.everyone
+        ).out_BLHD
+

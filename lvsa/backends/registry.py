@@ -1,0 +1,45 @@
+"""Backends by name. What is asked for is what runs: nothing is substituted."""
+
+from collections.abc import Callable
+
+from lvsa.backends.base import Backend
+from lvsa.errors import BackendUnavailable, LVSAError
+
+
+def _sdpa() -> Backend:
+    from lvsa.backends.sdpa import SDPABackend
+
+    return SDPABackend()
+
+
+def _flex() -> Backend:
+    raise BackendUnavailable(
+        "backend 'flex' (FlexAttention) has no LVSA kernel in this version: its log-sum-exp is "
+        "not to be had from compiled code on CPU; use --backend sdpa"
+    )
+
+
+def _flashinfer() -> Backend:
+    raise BackendUnavailable(
+        "backend 'flashinfer' has no LVSA kernel in this version, and needs CUDA and the extra "
+        "'lvsa-launcher[flashinfer]'; use --backend sdpa"
+    )
+
+
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "sdpa": _sdpa,
+    "flex": _flex,
+    "flashinfer": _flashinfer,
+}
+
+
+def get_backend(name: str) -> Backend:
+    """A backend by name.
+
+    Raises:
+        LVSAError: for an unknown name; lists the known ones.
+        BackendUnavailable: where the kernel is known but cannot run here.
+    """
+    if name not in BACKENDS:
+        raise LVSAError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
+    return BACKENDS[name]()

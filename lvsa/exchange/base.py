@@ -1,0 +1,143 @@
+"""What an exchange is: a plan, solved once for every offset, and a runtime that follows it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from lvsa.keyframes import Bools
+from lvsa.layout import BlockLayout, Piece, build_layout
+from lvsa.pattern import Ints, Pattern
+from lvsa.shards import Shards
+
+
+class Block(NamedTuple):
+    """Keys and values that are here now, and what the local queries attend of them."""
+
+    k_BCHD: Tensor
+    v_BCHD: Tensor
+    layout: BlockLayout
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One block before its data exist: its contents and its layout.
+
+    Args:
+        pieces: the sequence intervals that the local queries may attend, by buffer position.
+        tokens: C, length of the buffer.
+        layout: what the local queries attend in it.
+    """
+
+    pieces: tuple[Piece, ...]
+    tokens: int
+    layout: BlockLayout
+
+
+@dataclass(frozen=True)
+class ExchangePlan:
+    """What one rank does in one exchange at one offset.
+
+    Args:
+        blocks: in the order of the stream; the first is the rank's own shard.
+        received_tokens: tokens (one key and one value each) that arrive from other ranks.
+        detail: what the runtime of the strategy needs besides.
+    """
+
+    blocks: tuple[BlockPlan, ...]
+    received_tokens: int
+    detail: object = field(default=None, repr=False)
+
+    @property
+    def pairs(self) -> int:
+        """(query, key) token pairs over all blocks."""
+        return sum(block.layout.pairs for block in self.blocks)
+
+
+class Exchange(ABC):
+    """Base of the strategies. Plans for all offsets are made when it is built, none later.
+
+    Args:
+        shards: the cut of the sequence.
+        pattern: what attends what.
+        rank: this rank, within ``group``.
+        group: process group of the sequence shards; None for one process.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self, shards: Shards, pattern: Pattern, rank: int, group: dist.ProcessGroup | None
+    ) -> None:
+        self.shards, self.pattern, self.rank, self.group = shards, pattern, rank, group
+        self.plans = [self.plan(shards, matrix, rank) for matrix in pattern.attended]
+        self.received_bytes = 0
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, shards: Shards, attended: Bools, rank: int) -> ExchangePlan:
+        """The plan of one rank at one offset; ``attended`` is the [T, T] matrix."""
+
+    @classmethod
+    @abstractmethod
+    def traffic(cls, shards: Shards, attended: Bools) -> Ints:
+        """``[N]``: tokens that each rank receives at one offset, by table alone."""
+
+    @abstractmethod
+    def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[Block]:
+        """Blocks as they become available; attend each before asking for the next."""
+
+    def count(self, buffer: Tensor) -> None:
+        """Adds a received buffer to the byte count."""
+        self.received_bytes += buffer.numel() * buffer.element_size()
+
+
+def block_plan(
+    shards: Shards, attended: Bools, rank: int, pieces: Sequence[Piece], tokens: int
+) -> BlockPlan:
+    """A block with its layout for the queries of ``rank``."""
+    P = shards.grid.tokens_per_frame
+    layout = build_layout(shards.interval(rank), pieces, attended, P)
+    return BlockPlan(tuple(pieces), tokens, layout)
+
+
+def own_block(shards: Shards, attended: Bools, rank: int) -> BlockPlan:
+    """The block that every stream begins with: the rank's own shard, in place."""
+    start, stop = shards.interval(rank)
+    return block_plan(shards, attended, rank, [Piece(start, stop, 0)], stop - start)
+
+
+def pack_kv(k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+    """Keys and values as one token-major buffer ``[L, 2, B, H, D]``.
+
+    Tokens come first so that any range of tokens is one contiguous piece of memory, and what
+    arrives from several ranks stands behind one another without a copy.
+    """
+    B, L, H, D = k_BLHD.shape
+    packed = k_BLHD.new_empty((L, 2, B, H, D))
+    packed[:, 0] = k_BLHD.transpose(0, 1)
+    packed[:, 1] = v_BLHD.transpose(0, 1)
+    return packed
+
+
+def unpack_kv(packed_C2BHD: Tensor) -> tuple[Tensor, Tensor]:
+    """Views ``k_BCHD, v_BCHD`` of a token-major buffer; nothing is copied."""
+    k_CBHD, v_CBHD = packed_C2BHD.unbind(1)
+    return k_CBHD.transpose(0, 1), v_CBHD.transpose(0, 1)
+
+
+def token_bytes(batch: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes of one token's key and value."""
+    return 2 * batch * heads * head_dim * dtype.itemsize
+
+
+def received_tokens(
+    exchange: type[Exchange], shards: Shards, pattern: Pattern
+) -> Ints:
+    """``[n_offsets, N]``: tokens that each rank receives, per layer and call."""
+    return np.stack([exchange.traffic(shards, matrix) for matrix in pattern.attended])

@@ -1,0 +1,146 @@
+"""From the frame matrix to token ranges: what a kernel computes for one block of keys.
+
+A block holds keys and values as a list of pieces of the sequence. A layout says, for every run of
+local queries, which ranges of the block they attend. Neighbouring queries with the same ranges
+form one tile, so a dense pattern is a single tile and costs a single kernel call.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from lvsa.keyframes import Bools
+from lvsa.pattern import Ints
+from lvsa.shards import Interval
+
+
+class Piece(NamedTuple):
+    """Tokens [start, stop) of the sequence, standing at ``position`` of a block's buffer."""
+
+    start: int
+    stop: int
+    position: int
+
+
+class Tile(NamedTuple):
+    """Local queries [start, stop) and the ranges of the block that each of them attends."""
+
+    start: int
+    stop: int
+    keys: tuple[Interval, ...]
+
+    @property
+    def n_queries(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def n_keys(self) -> int:
+        return sum(stop - start for start, stop in self.keys)
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """The work of one rank on one block.
+
+    Args:
+        tiles: in order of their queries; queries that attend nothing here are in no tile.
+        n_queries: L, local queries.
+    """
+
+    tiles: tuple[Tile, ...]
+    n_queries: int
+
+    @cached_property
+    def pairs(self) -> int:
+        """(query, key) token pairs: the FLOPs of a head are 4·D times this."""
+        return sum(tile.n_queries * tile.n_keys for tile in self.tiles)
+
+    @cached_property
+    def covers_all_queries(self) -> bool:
+        """Whether every local query attends something in this block."""
+        return sum(tile.n_queries for tile in self.tiles) == self.n_queries
+
+    @cached_property
+    def uniform_groups(self) -> tuple[tuple[Tile, ...], ...]:
+        """Tiles of the same shape (queries × keys) together: they can share one kernel call."""
+        groups: dict[tuple[int, int], list[Tile]] = {}
+        for tile in self.tiles:
+            groups.setdefault((tile.n_queries, tile.n_keys), []).append(tile)
+        return tuple(tuple(group) for group in groups.values())
+
+
+def pack(intervals: Iterable[Interval]) -> tuple[Piece, ...]:
+    """Intervals of the sequence laid one behind the other in a buffer."""
+    pieces, position = [], 0
+    for start, stop in intervals:
+        pieces.append(Piece(start, stop, position))
+        position += stop - start
+    return tuple(pieces)
+
+
+def frame_runs(frames: Bools, tokens_per_frame: int, within: Interval) -> list[Interval]:
+    """Token intervals of the chosen frames inside ``within``, neighbours joined.
+
+    Args:
+        frames: ``[T]``, the chosen frames.
+        tokens_per_frame: P.
+        within: only tokens in here are returned.
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], frames, [False]]).astype(np.int8)))
+    low, high = within
+    runs = []
+    for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        start, stop = max(low, first * tokens_per_frame), min(high, last * tokens_per_frame)
+        if start < stop:
+            runs.append((start, stop))
+    return runs
+
+
+def build_layout(
+    queries: Interval, pieces: Sequence[Piece], attended: Bools, tokens_per_frame: int
+) -> BlockLayout:
+    """What the queries [start, stop) of the sequence attend in a block made of ``pieces``.
+
+    Args:
+        queries: global interval of the local queries.
+        pieces: contents of the block.
+        attended: ``[T, T]`` frame matrix at one offset.
+        tokens_per_frame: P.
+    """
+    start, stop = queries
+    P = tokens_per_frame
+    # The block cut at frame borders: one atom is the part of one frame that lies in one piece.
+    atoms = [
+        (frame, max(piece.start, frame * P) + shift, min(piece.stop, (frame + 1) * P) + shift)
+        for piece, shift in ((piece, piece.position - piece.start) for piece in pieces)
+        for frame in range(piece.start // P, -(-piece.stop // P))
+    ]
+    atom_frame, atom_start, atom_stop = np.array(atoms, dtype=np.int64).reshape(-1, 3).T
+    tiles: list[Tile] = []
+    for frame in range(start // P, -(-stop // P)):
+        chosen = attended[frame][atom_frame]
+        if not chosen.any():
+            continue
+        keys = _join(atom_start[chosen], atom_stop[chosen])
+        first, last = max(start, frame * P) - start, min(stop, (frame + 1) * P) - start
+        if tiles and tiles[-1].stop == first and tiles[-1].keys == keys:
+            tiles[-1] = tiles[-1]._replace(stop=last)
+        else:
+            tiles.append(Tile(first, last, keys))
+    return BlockLayout(tuple(tiles), stop - start)
+
+
+def _join(starts: Ints, stops: Ints) -> tuple[Interval, ...]:
+    """Intervals in buffer order with touching neighbours made one."""
+    head = np.concatenate([[True], starts[1:] != stops[:-1]])
+    tail = np.concatenate([head[1:], [True]])
+    return tuple(zip(starts[head].tolist(), stops[tail].tolist(), strict=True))
+
+
+def full_layout(n_queries: int, n_keys: int) -> BlockLayout:
+    """Every query attends every key; with no keys, nothing."""
+    tiles = (Tile(0, n_queries, ((0, n_keys),)),) if n_keys else ()
+    return BlockLayout(tiles, n_queries)

@@ -1,0 +1,48 @@
+"""Exact merging of attention over disjoint sets of keys.
+
+A partial is softmax attention over some of the keys together with the log-sum-exp of its scores.
+Two of them merge to the attention over the union (the identity behind online softmax, Milakov and
+Gimelshein 2018, and ring attention, Liu et al. 2023).
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Partial(NamedTuple):
+    """Attention over part of the keys.
+
+    out_BLHD: the softmax-weighted values; anything finite where no key was attended.
+    lse_BHL: natural log-sum-exp of the scaled scores, float32 or float64; −inf where no key was
+        attended.
+    """
+
+    out_BLHD: Tensor
+    lse_BHL: Tensor
+
+
+def merge(a: Partial, b: Partial) -> Partial:
+    """Attention over the keys of ``a`` and ``b``; both must be over the same queries.
+
+    Accumulates in the precision of the log-sum-exp. Queries that attended nothing in one partial
+    (−inf) take the other's value; in both, they stay −inf with a zero output, never NaN.
+    """
+    lse = torch.logaddexp(a.lse_BHL, b.lse_BHL)
+    # −inf − (−inf) is NaN: clamp the subtrahend, so that both weights come out as exp(−inf) = 0.
+    floor = lse.clamp(min=torch.finfo(lse.dtype).min)
+    weight_a = torch.exp(a.lse_BHL - floor).transpose(1, 2).unsqueeze(-1)
+    weight_b = torch.exp(b.lse_BHL - floor).transpose(1, 2).unsqueeze(-1)
+    out = torch.addcmul(b.out_BLHD * weight_b, a.out_BLHD.to(lse.dtype), weight_a)
+    return Partial(out, lse)
+
+
+def merge_all(partials: Iterable[Partial]) -> Partial:
+    """Merges in the order given, so that every rank that does it gets the same bits."""
+    iterator = iter(partials)
+    merged = next(iterator)
+    for partial in iterator:
+        merged = merge(merged, partial)
+    return merged

@@ -1,0 +1,111 @@
+"""The attention processor that takes the place of a model's own.
+
+It knows the engine and, through an adapter, the model: projections and rotation are the model's,
+attention is LVSA's. It runs sparse attention or stops with an error; it never runs dense instead.
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lvsa.attention import LVSAttention, Text, valid_positions
+from lvsa.layout import full_layout
+
+QKV = tuple[Tensor, Tensor, Tensor]
+
+
+class ModelFacts(Protocol):
+    """What the processor asks of a model; `lvsa.adapters.base.ModelAdapter` answers it."""
+
+    def extract_qkv(self, attn: Any, hidden: Tensor, encoder: Tensor | None) -> QKV: ...
+
+    def extract_encoder_qkv(self, attn: Any, encoder: Tensor) -> QKV | None: ...
+
+    def split_encoder_for_cross_attn(
+        self, attn: Any, encoder: Tensor
+    ) -> tuple[Tensor | None, Tensor]: ...
+
+    def extract_cross_attn_kv(self, attn: Any, encoder: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def apply_rotary(
+        self, q: Tensor, k: Tensor, rotary_emb: Any, local_seq: int, rank: int, world: int
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def cross_attention(
+        self, attn: Any, query: Tensor, encoder_image: Tensor, backend: Any
+    ) -> Tensor: ...
+
+    def output_projection(self, attn: Any, hidden: Tensor, query_dtype: Any) -> Tensor: ...
+
+    def format_output(
+        self,
+        attn: Any,
+        hidden: Tensor,
+        encoder_output: Tensor | None,
+        encoder_seq_len: int,
+        dtype: Any,
+    ) -> Any: ...
+
+
+class LVSAProcessor:
+    """Drop-in for a diffusers attention processor.
+
+    Args:
+        adapter: what differs between models.
+        attention: the engine; shared by all blocks of all transformers of a pipeline.
+    """
+
+    def __init__(self, adapter: ModelFacts, attention: LVSAttention) -> None:
+        self.adapter, self.attention = adapter, attention
+        self._mask: Tensor | None = None
+        self._valid: tuple[Tensor, ...] = ()
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Any = None,
+        image_rotary_emb: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Same arguments and result as the model's own processor, for this rank's tokens."""
+        if kwargs:
+            raise TypeError(f"LVSAProcessor got attention arguments it does not know: {[*kwargs]}")
+        adapter, engine, encoder = self.adapter, self.attention, encoder_hidden_states
+        q, k, v = adapter.extract_qkv(attn, hidden_states, encoder)
+        text = None
+        if encoder is not None:
+            encoder_qkv = adapter.extract_encoder_qkv(attn, encoder)
+            if encoder_qkv is None:
+                return self._cross_attention(attn, q, encoder)
+            text = Text(*encoder_qkv, valid=self._valid_text(attention_mask))
+        rotary = rotary_emb if rotary_emb is not None else image_rotary_emb
+        if rotary is not None:
+            q, k = adapter.apply_rotary(q, k, rotary, q.shape[1], engine.rank, engine.world)
+        out, text_out = engine(q, k, v, text)
+        hidden = adapter.output_projection(attn, out.flatten(2), q.dtype)
+        n_text = 0 if encoder is None else encoder.shape[1]
+        encoder_output = None if text_out is None else text_out.flatten(2)
+        return adapter.format_output(attn, hidden, encoder_output, n_text, q.dtype)
+
+    def _cross_attention(self, attn: Any, q: Tensor, encoder: Tensor) -> Any:
+        """Video queries over text (and image) embeddings: local, since those are not cut."""
+        adapter = self.adapter
+        image, text = adapter.split_encoder_for_cross_attn(attn, encoder)
+        k, v = adapter.extract_cross_attn_kv(attn, text)
+        everything = full_layout(q.shape[1], k.shape[1])
+        out = self.attention.backend.attend(q, k, v, everything).out_BLHD
+        if image is not None:
+            out = out + adapter.cross_attention(attn, q, image, self.attention.backend)
+        hidden = adapter.output_projection(attn, out.flatten(2), q.dtype)
+        return adapter.format_output(attn, hidden, None, encoder.shape[1], q.dtype)
+
+    def _valid_text(self, mask: Tensor | None) -> tuple[Tensor, ...] | None:
+        """Positions of valid text; found once per mask, which all blocks of a forward share."""
+        if mask is None:
+            return None
+        if mask is not self._mask:
+            self._mask, self._valid = mask, valid_positions(mask)
+        return self._valid

@@ -1,0 +1,139 @@
+"""LVSA's settings as users give them, and the pattern that they make.
+
+Users count in video frames; the pattern counts in latent frames, which are ``temporal_factor``
+video frames each. Whatever is lost on the way is said, never dropped in silence.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from lvsa.errors import LVSAError
+from lvsa.pattern import Pattern, Schedule
+
+logger = logging.getLogger(__name__)
+
+SCHEDULES = {"published": Pattern.published, "even": Pattern.even}
+
+
+@dataclass(frozen=True)
+class LVSASettings:
+    """Which frames attend which. Frames are video frames unless a name says latent."""
+
+    auto_keyframes: bool = False
+    """Take the keyframe interval from the training horizon, so that each frame attends about as
+    many frames as the model was trained on. Also what happens without --key-frame-interval."""
+    rotate_keyframes: bool = False
+    """Move the keyframes on by one latent frame each denoising step."""
+    key_frame_interval: int | None = None
+    """A fixed distance between keyframes, in video frames (16 is customary)."""
+    window_size: int = 12
+    """Half-width of the local window, in video frames to either side."""
+    n_first_frames: int = 4
+    """Leading frames that every frame attends, in video frames."""
+    sparsity_scale: float = 1.0
+    """Attended frames as a multiple of the training horizon, for the automatic interval."""
+    reference_latent_frames: int | None = None
+    """Training horizon in latent frames, for the automatic interval. Default: the model's own."""
+    schedule: Schedule = "published"
+    """How keyframes are spread: 'published' at an interval, 'even' so that the budget is met."""
+    condition_frames: tuple[int, ...] = ()
+    """Latent frames with conditioning images or video, attended by every frame."""
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the interval comes from the training horizon."""
+        return self.auto_keyframes or self.key_frame_interval is None
+
+    def pattern(self, frames: int, temporal_factor: int, reference: int) -> Pattern:
+        """The pattern of a video of ``frames`` latent frames.
+
+        Args:
+            frames: T, latent frames.
+            temporal_factor: video frames per latent frame.
+            reference: the model's training horizon, latent frames.
+
+        Raises:
+            LVSAError: for a setting out of range, or one that is less than a latent frame.
+        """
+        to_latent = LatentFrames(temporal_factor)
+        window = to_latent("window size", self.window_size, smallest=0)
+        n_first = to_latent("number of first frames", self.n_first_frames, smallest=0)
+        make = SCHEDULES.get(self.schedule)
+        if make is None:
+            raise LVSAError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
+        if self.automatic:
+            horizon = self.reference_latent_frames
+            spread = {"reference": reference if horizon is None else horizon}
+        else:
+            assert self.key_frame_interval is not None
+            spread = {
+                "interval": to_latent("keyframe interval", self.key_frame_interval, smallest=1)
+            }
+        return make(
+            frames,
+            **spread,
+            window=window,
+            n_first=n_first,
+            scale=self.sparsity_scale,
+            rotate=self.rotate_keyframes,
+            condition_frames=self.condition_frames,
+        )
+
+    def without_effect(self) -> list[str]:
+        """Settings that differ from their defaults and change nothing, each with the reason."""
+        found = []
+        if self.automatic:
+            if self.key_frame_interval is not None:
+                found.append("--key-frame-interval: --auto-keyframes sets the interval")
+        else:
+            for name in ("sparsity_scale", "reference_latent_frames"):
+                if getattr(self, name) != DEFAULTS[name]:
+                    found.append(f"{flag(name)}: --key-frame-interval sets the interval")
+        return found
+
+    def changed(self) -> list[str]:
+        """Names of the settings that differ from their defaults."""
+        return [name for name, default in DEFAULTS.items() if getattr(self, name) != default]
+
+
+DEFAULTS = {field.name: field.default for field in fields(LVSASettings)}
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class LatentFrames:
+    """Converts counts of video frames to latent frames of ``factor`` video frames each."""
+
+    factor: int
+
+    def __call__(self, name: str, value: int, smallest: int) -> int:
+        """Latent frames in ``value`` video frames, rounded down with a warning.
+
+        Raises:
+            LVSAError: for a count below ``smallest``, or of less than one latent frame.
+        """
+        if value < smallest:
+            raise LVSAError(f"{name} is {value} video frames; it must be at least {smallest}")
+        latent, rest = divmod(value, self.factor)
+        if value and not latent:
+            raise LVSAError(
+                f"{name} is {value} video frames, less than one latent frame of {self.factor}; "
+                f"nearest value that works: {self.factor}"
+            )
+        if rest:
+            logger.warning(
+                "%s: %d video frames are %d latent frames of %d (%d video frames)",
+                name, value, latent, self.factor, latent * self.factor,
+            )
+        return latent
+
+
+def joined(items: Sequence[object], most: int = 12) -> str:
+    """A list for a message, cut where it gets long."""
+    shown = ", ".join(str(item) for item in items[:most])
+    return shown + (f", … ({len(items)} in all)" if len(items) > most else "")
