@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from lvsa.adapters.known import KnownModel, recognise
 from lvsa.backends import Backend
 from lvsa.cp_plans import ModelPlan, plan_for
 from lvsa.cp_plans.apply import AppliedPlan, apply_plan
@@ -35,6 +36,14 @@ class ModelAdapter(ABC):
     """Names of the diffusers pipeline classes that this adapter serves."""
     horizon: ClassVar[int]
     """Latent frames of the videos that the model was trained on."""
+    known_models: ClassVar[tuple[KnownModel, ...]] = ()
+    """The family's published checkpoints; a pipeline takes its numbers from the first it fits."""
+    replicated_methods: ClassVar[tuple[str, ...]] = (
+        "encode_prompt",
+        "encode_image",
+        "prepare_latents",
+    )
+    """Methods of the pipelines that draw noise or encode inputs: one rank runs them for all."""
 
     # Geometry
 
@@ -57,7 +66,8 @@ class ModelAdapter(ABC):
     def patch_size(self, pipe: Any) -> tuple[int, int, int]:
         """Latent frames, rows and columns per token."""
         transformer = next(iter(self.transformers(pipe).values()))
-        p_t, p_h, p_w = transformer.config.patch_size
+        config: Any = transformer.config
+        p_t, p_h, p_w = config.patch_size
         return int(p_t), int(p_h), int(p_w)
 
     def size_multiples(self, pipe: Any) -> tuple[int, int]:
@@ -123,7 +133,27 @@ class ModelAdapter(ABC):
 
     def reference_latent_frames(self, pipe: Any) -> int:
         """The training horizon of this checkpoint, latent frames."""
-        return self.horizon
+        known = self.known_model(pipe)
+        return known.horizon if known else self.horizon
+
+    def known_model(self, pipe: Any) -> KnownModel | None:
+        """The published checkpoint that a pipeline is, by its configs."""
+        return recognise(self.known_models, pipe)
+
+    def condition_frames(self, pipe: Any, latent_frames: int) -> tuple[int, ...]:
+        """Latent frames that hold conditioning images or video, as the pipeline implies them.
+
+        They become anchors: every frame attends them.
+        """
+        return ()
+
+    def call_arguments(self, pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the pipeline's call from those in the usual names of diffusers.
+
+        Raises:
+            LVSAError: for an argument that this pipeline cannot take.
+        """
+        return arguments
 
     # Projections
 
@@ -192,7 +222,7 @@ class ModelAdapter(ABC):
     # Integration
 
     @abstractmethod
-    def attention_modules(self, transformer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    def attention_modules(self, transformer: nn.Module) -> Iterator[tuple[str, Any]]:
         """Path and module of each attention over video tokens in a transformer."""
 
     def install_processor(self, pipe: Any, processor: LVSAProcessor) -> int:
@@ -236,7 +266,7 @@ class ModelAdapter(ABC):
             return None
         return apply_plan(transformer, plan or plan_for(transformer), mesh, grid)
 
-    def patch_rotary_for_cp(self, rank: int, world: int) -> None:
+    def patch_rotary_for_cp(self, rank: int, world: int) -> None:  # noqa: B027 - a hook
         """A place for models whose rotary embedding must be patched to know its rank.
 
         Nothing by default: plans cut the tables that a module makes, and `apply_rotary` takes its

@@ -1,7 +1,7 @@
 """LVSA on a diffusers pipeline in one call, with a process group or without."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +21,7 @@ from lvsa.errors import LVSAError
 from lvsa.pattern import Pattern
 from lvsa.processor import LVSAProcessor
 from lvsa.settings import LVSASettings
+from lvsa.shards import FrameGrid
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Session:
     clock: StepClock
     blocks: int
     plans: list[AppliedPlan] = field(default_factory=list)
-    _originals: list[tuple[nn.Module, Any]] = field(default_factory=list)
+    _originals: list[tuple[Any, Any]] = field(default_factory=list)
     _handles: list[Any] = field(default_factory=list)
 
     def remove(self) -> None:
@@ -101,9 +102,7 @@ def enable(
         raise LVSAError("give either settings or a pattern, not both")
     grid = adapter.grid(num_frames, height, width, pipe)
     if pattern is None:
-        pattern = (settings or LVSASettings()).pattern(
-            grid.frames, adapter.temporal_factor(pipe), adapter.reference_latent_frames(pipe)
-        )
+        pattern = make_pattern(adapter, pipe, grid, settings or LVSASettings())
     mesh = mesh or default_mesh(pipe)
     group = None if mesh is None else mesh.get_group()
     attention = LVSAttention(pattern, grid, group=group, exchange=exchange, backend=backend)
@@ -130,6 +129,17 @@ def enable(
         session.remove()
         raise
     return session
+
+
+def make_pattern(
+    adapter: ModelAdapter, pipe: Any, grid: FrameGrid, settings: LVSASettings
+) -> Pattern:
+    """The pattern that settings make for one pipeline; its conditioning frames are anchors."""
+    implied = adapter.condition_frames(pipe, grid.frames)
+    settings = replace(settings, condition_frames=tuple({*settings.condition_frames, *implied}))
+    return settings.pattern(
+        grid.frames, adapter.temporal_factor(pipe), adapter.reference_latent_frames(pipe)
+    )
 
 
 def default_mesh(pipe: Any) -> DeviceMesh | None:

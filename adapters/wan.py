@@ -64,7 +64,7 @@ class WanAdapter(ModelAdapter):
     ) -> tuple[Tensor, Tensor]:
         return apply_rotary_1d(q, k, rotary_emb, local_seq, rank, world)
 
-    def attention_modules(self, transformer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    def attention_modules(self, transformer: nn.Module) -> Iterator[tuple[str, Any]]:
         for path, module in transformer.named_modules():
             if path.endswith(".attn1") and hasattr(module, "set_processor"):
                 yield path, module

@@ -156,7 +156,9 @@ def _shape_problems(
         gathers = entry if isinstance(entry, list | tuple) else [entry]
         for i, (gather, output) in enumerate(zip(gathers, outputs, strict=False)):
             if isinstance(gather, ContextParallelOutput):
-                yield from _tensor_problems(f"output {i}", output, gather.gather_dim, gather, tokens)
+                yield from _tensor_problems(
+                    f"output {i}", output, gather.gather_dim, gather, tokens
+                )
         if len(gathers) != len(outputs):
             yield f"{len(gathers)} gathers for {len(outputs)} outputs"
         return
@@ -168,7 +170,9 @@ def _shape_problems(
             value, name = outputs[key], f"output {key}"
         else:
             value, name = arguments.get(key), f"argument {key!r}"
-        pairs = zip(split, value, strict=False) if isinstance(split, list | tuple) else [(split, value)]
+        pairs = (
+            zip(split, value, strict=False) if isinstance(split, list | tuple) else [(split, value)]
+        )
         for one, tensor in pairs:
             if isinstance(one, ContextParallelInput):
                 yield from _tensor_problems(name, tensor, one.split_dim, one, tokens)

@@ -188,9 +188,7 @@ class LVSAttention:
 class _TextOutput:
     """Text attention on its way: partials of all ranks, merged when they have arrived."""
 
-    def __init__(
-        self, partial: Partial, group: dist.ProcessGroup | None, traffic: Traffic
-    ) -> None:
+    def __init__(self, partial: Partial, group: dist.ProcessGroup | None, traffic: Traffic) -> None:
         self.partial, self.group, self.traffic = partial, group, traffic
         self.world = group_size(group)
         if self.world == 1:
@@ -211,4 +209,3 @@ class _TextOutput:
         return merge_all(
             Partial(part[..., :-1], part[..., -1].transpose(1, 2)) for part in self.everyone
         ).out_BLHD
-

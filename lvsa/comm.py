@@ -70,8 +70,7 @@ def check_agreement(
             problems.append(f"  {key}: {held}")
     if problems:
         raise RankMismatch(
-            f"ranks hold different {what}; start all of them with the same:\n"
-            + "\n".join(problems)
+            f"ranks hold different {what}; start all of them with the same:\n" + "\n".join(problems)
         )
 
 

@@ -63,9 +63,7 @@ def apply_rotary_1d(
     `diffusers.models.transformers.transformer_wan` does.
     """
     cos, sin = (local_rows(table, 1, local_seq, rank, world) for table in rotary_emb)
-    q, k = (
-        rotate_interleaved(x, cos[..., 0::2], sin[..., 1::2]) for x in (q_BLHD, k_BLHD)
-    )
+    q, k = (rotate_interleaved(x, cos[..., 0::2], sin[..., 1::2]) for x in (q_BLHD, k_BLHD))
     return q, k
 
 
@@ -85,7 +83,5 @@ def apply_rotary_3d_cos_sin(
         local_rows(table, 0, local_seq, rank, world)[None, :, None, 0::2].float()
         for table in rotary_emb
     )
-    q, k = (
-        rotate_interleaved(x.float(), cos, sin).to(x.dtype) for x in (q_BLHD, k_BLHD)
-    )
+    q, k = (rotate_interleaved(x.float(), cos, sin).to(x.dtype) for x in (q_BLHD, k_BLHD))
     return q, k

@@ -7,6 +7,7 @@ video frames each. Whatever is lost on the way is said, never dropped in silence
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from lvsa.errors import LVSAError
 from lvsa.pattern import Pattern, Schedule
@@ -64,7 +65,7 @@ class LVSASettings:
             raise LVSAError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
         if self.automatic:
             horizon = self.reference_latent_frames
-            spread = {"reference": reference if horizon is None else horizon}
+            spread: dict[str, Any] = {"reference": reference if horizon is None else horizon}
         else:
             assert self.key_frame_interval is not None
             spread = {
@@ -128,7 +129,11 @@ class LatentFrames:
         if rest:
             logger.warning(
                 "%s: %d video frames are %d latent frames of %d (%d video frames)",
-                name, value, latent, self.factor, latent * self.factor,
+                name,
+                value,
+                latent,
+                self.factor,
+                latent * self.factor,
             )
         return latent
 

@@ -107,9 +107,7 @@ def divisibility_message(grid: FrameGrid, world: int) -> str:
         f"({S % world} left over). Nearest settings that do:"
     ]
     counts = nearest_frames(grid, world)
-    lines.append(
-        "  frames: " + ", ".join(f"{grid.video_frames(t)} ({t} latent)" for t in counts)
-    )
+    lines.append("  frames: " + ", ".join(f"{grid.video_frames(t)} ({t} latent)" for t in counts))
     sizes = nearest_sizes(grid, world)
     if sizes:
         height, width = grid.pixels_per_row, grid.pixels_per_column

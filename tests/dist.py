@@ -15,7 +15,12 @@ from torch import distributed as dist
 
 # A forkserver that has imported everything once forks a rank in milliseconds.
 PRELOAD = [
-    "torch", "torch.distributed", "diffusers", "transformers", "lvsa", "lvsa.adapters.enable",
+    "torch",
+    "torch.distributed",
+    "diffusers",
+    "transformers",
+    "lvsa",
+    "lvsa.adapters.enable",
     "tests.tiny",
 ]
 TIMEOUT = 120
@@ -92,5 +97,5 @@ def _rank_main(
         pipe.send_bytes(pickle.dumps((True, value)))
         dist.barrier()
         dist.destroy_process_group()
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it was, the parent must hear of it
         pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))

@@ -44,8 +44,10 @@ def attend_all(rank, world, exchange, P_rows, P_columns, rotate, dtype):
 
     P, B = P_rows * P_columns, 2
     engine = LVSAttention(
-        sparse_pattern(rotate), FrameGrid(T, P_rows, P_columns),
-        group=dist.group.WORLD, exchange=exchange,
+        sparse_pattern(rotate),
+        FrameGrid(T, P_rows, P_columns),
+        group=dist.group.WORLD,
+        exchange=exchange,
     )
     part = slice(*engine.shards.interval(rank))
     worst = 0.0
@@ -61,8 +63,6 @@ def attend_all(rank, world, exchange, P_rows, P_columns, rotate, dtype):
             planned = engine.exchange.plans[offset].received_tokens * 2 * B * H * D * dtype.itemsize
             assert engine.traffic.kv_bytes - before == planned
     return worst
-
-
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -95,7 +95,10 @@ def uneven(rank, world, exchange, T_uneven, rows, columns):
 
 
 @pytest.mark.parametrize("exchange", ["all_gather", "ring", "needed"])
-@pytest.mark.parametrize(("world", "frames", "rows", "columns"), [(2, 9, 2, 5), (3, 10, 3, 3), (4, 9, 2, 2), (4, 7, 4, 3)])
+@pytest.mark.parametrize(
+    ("world", "frames", "rows", "columns"),
+    [(2, 9, 2, 5), (3, 10, 3, 3), (4, 9, 2, 2), (4, 7, 4, 3)],
+)
 def test_cuts_inside_a_frame(world, frames, rows, columns, exchange):
     assert max(run_ranks(world, uneven, exchange, frames, rows, columns)) < 1e-10
 

@@ -24,9 +24,16 @@ KINDS = {
 
 def generate(pipe, num_frames=FRAMES, seed=0, guidance=3.0, steps=3, height=HEIGHT, width=WIDTH):
     return pipe(
-        prompt="a red circle", negative_prompt="dull", num_frames=num_frames, height=height,
-        width=width, num_inference_steps=steps, guidance_scale=guidance, output_type="latent",
-        generator=torch.Generator().manual_seed(seed), max_sequence_length=32,
+        prompt="a red circle",
+        negative_prompt="dull",
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(seed),
+        max_sequence_length=32,
     ).frames
 
 
@@ -104,7 +111,9 @@ def test_clock_counts_steps_and_starts_again():
     with lvsa.enable(
         pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH, settings=SETTINGS
     ) as session:
-        hook = pipe.transformer.register_forward_hook(lambda *_: seen.append(session.attention.step))
+        hook = pipe.transformer.register_forward_hook(
+            lambda *_: seen.append(session.attention.step)
+        )
         generate(pipe)
         generate(pipe, guidance=1.0)
         scheduler = pipe.scheduler
@@ -119,7 +128,9 @@ def test_bytes_and_blocks_are_counted():
     pipe = quiet(wan_pipeline(two_transformers=True))
     with lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH) as session:
         assert session.blocks == 4
-        processors = {id(m.processor) for m in pipe.transformer.modules() if hasattr(m, "processor")}
+        processors = {
+            id(m.processor) for m in pipe.transformer.modules() if hasattr(m, "processor")
+        }
         assert len(processors) > 1, "cross-attention keeps its own processor"
 
 

@@ -33,16 +33,28 @@ def byte_tokenizer(max_length: int = 512) -> PreTrainedTokenizerFast:
 
 def wan_vae() -> AutoencoderKLWan:
     return AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
-        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
     )
 
 
 def wan_transformer(**overrides) -> WanTransformer3DModel:
     config = {
-        "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12,
-        "in_channels": 4, "out_channels": 4, "text_dim": 16, "freq_dim": 16, "ffn_dim": 32,
-        "num_layers": 2, "cross_attn_norm": True, "rope_max_seq_len": 256,
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 16,
+        "freq_dim": 16,
+        "ffn_dim": 32,
+        "num_layers": 2,
+        "cross_attn_norm": True,
+        "rope_max_seq_len": 256,
     }
     return WanTransformer3DModel(**{**config, **overrides})
 

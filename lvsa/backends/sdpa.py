@@ -96,7 +96,7 @@ class SDPABackend(Backend):
                 x.index_select(1, index.flatten()).view(B * n, -1, H, D).transpose(1, 2)
                 for x, index in ((q, rows_NL), (k, columns_NC), (v, columns_NC))
             ]
-            out_BHLD, lse_BHL = kernel(*batch, scale)
+            out_BHLD, lse_BHL = kernel(batch[0], batch[1], batch[2], scale)
             out.index_copy_(1, rows, out_BHLD.transpose(1, 2).reshape(B, -1, H, D))
             lse_BHnL = lse_BHL.view(B, n, H, -1).transpose(1, 2)
             lse.index_copy_(2, rows, lse_BHnL.reshape(B, H, -1))

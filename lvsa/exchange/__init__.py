@@ -4,16 +4,14 @@ An exchange is a stream of blocks: first what is here, then what arrives. All of
 same attention; they differ in what travels and when.
 """
 
+from lvsa.errors import LVSAError
 from lvsa.exchange.all_gather import AllGather
 from lvsa.exchange.base import Block, BlockPlan, Exchange, ExchangePlan
 from lvsa.exchange.local import Local
 from lvsa.exchange.needed import Needed
 from lvsa.exchange.ring import Ring
-from lvsa.errors import LVSAError
 
-EXCHANGES: dict[str, type[Exchange]] = {
-    cls.name: cls for cls in (AllGather, Ring, Needed)
-}
+EXCHANGES: dict[str, type[Exchange]] = {cls.name: cls for cls in (AllGather, Ring, Needed)}
 
 
 def get_exchange(name: str) -> type[Exchange]:

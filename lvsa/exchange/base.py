@@ -136,8 +136,6 @@ def token_bytes(batch: int, heads: int, head_dim: int, dtype: torch.dtype) -> in
     return 2 * batch * heads * head_dim * dtype.itemsize
 
 
-def received_tokens(
-    exchange: type[Exchange], shards: Shards, pattern: Pattern
-) -> Ints:
+def received_tokens(exchange: type[Exchange], shards: Shards, pattern: Pattern) -> Ints:
     """``[n_offsets, N]``: tokens that each rank receives, per layer and call."""
     return np.stack([exchange.traffic(shards, matrix) for matrix in pattern.attended])

@@ -92,9 +92,9 @@ class Ring(Exchange):
         pending: Block | None = ready
         for number, step in enumerate(steps, start=1):
             assert held is not None
-            arriving = (spare.pop() if spare else held.new_empty(held.shape)) if (
-                step.receives
-            ) else None
+            arriving = (
+                (spare.pop() if spare else held.new_empty(held.shape)) if (step.receives) else None
+            )
             work = self._start(held if step.sends else None, arriving)
             if pending is not None:
                 yield pending
@@ -120,7 +120,5 @@ class Ring(Exchange):
             operations.append(dist.P2POp(dist.isend, leaving, group=self.group, group_peer=to))
         if arriving is not None:
             source = (self.rank - 1) % N
-            operations.append(
-                dist.P2POp(dist.irecv, arriving, group=self.group, group_peer=source)
-            )
+            operations.append(dist.P2POp(dist.irecv, arriving, group=self.group, group_peer=source))
         return dist.batch_isend_irecv(operations) if operations else []
