@@ -20,9 +20,26 @@ GROUP = "lvsa.adapters"
 # pipeline imports one module and not all.
 BUILT_IN: dict[str, str] = {
     "wan": "lvsa.adapters.wan:WanAdapter",
+    "cogvideox": "lvsa.adapters.cogvideox:CogVideoXAdapter",
+    "hunyuan15": "lvsa.adapters.hunyuan15:HunyuanVideo15Adapter",
+    "skyreels": "lvsa.adapters.skyreels:SkyReelsAdapter",
 }
 PIPELINES: dict[str, str] = {
     "WanPipeline": "wan",
+    "CogVideoXPipeline": "cogvideox",
+    "CogVideoXImageToVideoPipeline": "cogvideox",
+    "CogVideoXVideoToVideoPipeline": "cogvideox",
+    "HunyuanVideo15Pipeline": "hunyuan15",
+    "HunyuanVideo15ImageToVideoPipeline": "hunyuan15",
+    "WanImageToVideoPipeline": "wan",
+    "WanVideoToVideoPipeline": "wan",
+    "WanVACEPipeline": "wan",
+    "SkyReelsV2Pipeline": "skyreels",
+    "SkyReelsV2ImageToVideoPipeline": "skyreels",
+    # Not served: their adapter says why.
+    "SkyReelsV2DiffusionForcingPipeline": "skyreels",
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": "skyreels",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "skyreels",
 }
 
 

@@ -9,7 +9,7 @@ Shapes: B batch, L local video tokens, X text tokens, H heads, D head dim.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -44,6 +44,8 @@ class ModelAdapter(ABC):
         "prepare_latents",
     )
     """Methods of the pipelines that draw noise or encode inputs: one rank runs them for all."""
+    float32_components: ClassVar[tuple[str, ...]] = ()
+    """Components that the authors keep in float32 while the rest is in half precision."""
 
     # Geometry
 
@@ -139,6 +141,15 @@ class ModelAdapter(ABC):
     def known_model(self, pipe: Any) -> KnownModel | None:
         """The published checkpoint that a pipeline is, by its configs."""
         return recognise(self.known_models, pipe)
+
+    def pipeline_class(self, index: Mapping[str, Any], given: Collection[str]) -> str:
+        """The pipeline to load a checkpoint into, which may be made for more than one.
+
+        Args:
+            index: contents of the checkpoint's model_index.json.
+            given: what the user starts from: image, last_image, video, or nothing.
+        """
+        return str(index["_class_name"])
 
     def condition_frames(self, pipe: Any, latent_frames: int) -> tuple[int, ...]:
         """Latent frames that hold conditioning images or video, as the pipeline implies them.

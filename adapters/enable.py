@@ -12,10 +12,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lvsa.adapters import adapter_for, get_adapter
 from lvsa.adapters.base import ModelAdapter
+from lvsa.adapters.riflex import RIFLExPatch, apply_riflex
 from lvsa.attention import LVSAttention
 from lvsa.backends import Backend
 from lvsa.clock import StepClock
-from lvsa.comm import check_replicated
+from lvsa.comm import check_agreement, check_replicated
 from lvsa.cp_plans.apply import AppliedPlan
 from lvsa.errors import LVSAError
 from lvsa.pattern import Pattern
@@ -35,6 +36,7 @@ class Session:
     clock: StepClock
     blocks: int
     plans: list[AppliedPlan] = field(default_factory=list)
+    riflex: RIFLExPatch | None = None
     _originals: list[tuple[Any, Any]] = field(default_factory=list)
     _handles: list[Any] = field(default_factory=list)
 
@@ -47,6 +49,8 @@ class Session:
         for handle in self._handles:
             handle.remove()
         self.clock.detach()
+        if self.riflex is not None:
+            self.riflex.remove()
         self._originals, self.plans, self._handles = [], [], []
 
     def __enter__(self) -> "Session":
@@ -73,6 +77,8 @@ def enable(
     backend: str | Backend = "sdpa",
     mesh: DeviceMesh | None = None,
     adapter: str | ModelAdapter | None = None,
+    riflex: bool = False,
+    riflex_ratio: float | None = None,
 ) -> Session:
     """Installs LVSA on a pipeline for videos of one size and length.
 
@@ -86,13 +92,18 @@ def enable(
         mesh: one-dimensional mesh of the ranks that share a video. Without it: all ranks of the
             default process group if there is one, else this process alone.
         adapter: name or instance; found from the pipeline's class without it.
+        riflex: lower the temporal frequency that makes long videos repeat themselves, see
+            `lvsa.riflex`; Wan and HunyuanVideo 1.5.
+        riflex_ratio: the length that RIFLEx prepares for, as a multiple of the training length;
+            that of the video without it.
 
     Returns:
         A session; use it as a context manager or call its `remove`.
 
     Raises:
         LVSAError (a ValueError): for a size or length off the model's grid, a sequence that does
-            not divide among the ranks, a plan that does not fit, settings that differ among ranks.
+            not divide among the ranks, a plan that does not fit, settings that differ among ranks,
+            RIFLEx on a model that it does not know.
     """
     if adapter is None:
         adapter = adapter_for(type(pipe))
@@ -100,15 +111,24 @@ def enable(
         adapter = get_adapter(adapter)
     if pattern is not None and settings is not None:
         raise LVSAError("give either settings or a pattern, not both")
+    if riflex_ratio is not None and not riflex:
+        raise LVSAError(
+            f"riflex_ratio is {riflex_ratio}, but RIFLEx is off; give riflex=True as well, or no "
+            "ratio"
+        )
     grid = adapter.grid(num_frames, height, width, pipe)
     if pattern is None:
         pattern = make_pattern(adapter, pipe, grid, settings or LVSASettings())
     mesh = mesh or default_mesh(pipe)
     group = None if mesh is None else mesh.get_group()
     attention = LVSAttention(pattern, grid, group=group, exchange=exchange, backend=backend)
+    check_agreement({"riflex": riflex, "riflex_ratio": riflex_ratio}, group, what="RIFLEx settings")
     transformers = adapter.transformers(pipe)
     session = Session(adapter, attention, StepClock(lambda s: setattr(attention, "step", s)), 0)
     try:
+        if riflex:
+            horizon = adapter.reference_latent_frames(pipe)
+            session.riflex = apply_riflex(transformers, grid.frames, horizon, riflex_ratio)
         for transformer in transformers.values():
             session._originals += [
                 (module, module.processor) for _, module in adapter.attention_modules(transformer)
@@ -136,7 +156,8 @@ def make_pattern(
 ) -> Pattern:
     """The pattern that settings make for one pipeline; its conditioning frames are anchors."""
     implied = adapter.condition_frames(pipe, grid.frames)
-    settings = replace(settings, condition_frames=tuple({*settings.condition_frames, *implied}))
+    anchors = tuple(sorted({*settings.condition_frames, *implied}))
+    settings = replace(settings, condition_frames=anchors)
     return settings.pattern(
         grid.frames, adapter.temporal_factor(pipe), adapter.reference_latent_frames(pipe)
     )
@@ -148,6 +169,16 @@ def default_mesh(pipe: Any) -> DeviceMesh | None:
         return None
     device_type = torch.device(getattr(pipe, "device", "cpu")).type
     return init_device_mesh(device_type, (dist.get_world_size(),), mesh_dim_names=("cp",))
+
+
+def _check_processors(session: Session, transformer: nn.Module) -> None:
+    """LVSA must still be where it was put: replaced processors would run dense in silence."""
+    for path, attention in session.adapter.attention_modules(transformer):
+        if not isinstance(attention.processor, LVSAProcessor):
+            raise LVSAError(
+                f"{path} has a {type(attention.processor).__name__} in place of LVSA's: processors "
+                "were set, or projections fused, after LVSA was enabled. Do that first"
+            )
 
 
 def _watch(pipe: Any, transformer: nn.Module, session: Session) -> Any:
@@ -163,6 +194,7 @@ def _watch(pipe: Any, transformer: nn.Module, session: Session) -> Any:
         session.clock.attach(pipe.scheduler)
         if checked != session.clock.generations:
             checked = session.clock.generations
+            _check_processors(session, module)
             given = {**{f"argument {i}": x for i, x in enumerate(args)}, **kwargs}
             tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
             check_replicated(tensors, session.attention.group)

@@ -1,12 +1,23 @@
 """Context-parallel plans, one per model family."""
 
 from lvsa.cp_plans.base import ModelPlan
+from lvsa.cp_plans.cogvideox import COGVIDEOX
+from lvsa.cp_plans.hunyuan15 import HUNYUAN15
+from lvsa.cp_plans.vace import VACE
 from lvsa.cp_plans.wan import WAN, WAN_PER_TOKEN
 from lvsa.errors import PlanError
 
-PLANS: dict[str, ModelPlan] = {plan.name: plan for plan in (WAN, WAN_PER_TOKEN)}
+PLANS: dict[str, ModelPlan] = {
+    plan.name: plan for plan in (WAN, WAN_PER_TOKEN, VACE, HUNYUAN15, COGVIDEOX)
+}
 # Which plan a transformer takes when nothing else is said about its pipeline.
-BY_CLASS: dict[str, str] = {"WanTransformer3DModel": "wan"}
+BY_CLASS: dict[str, str] = {
+    "WanTransformer3DModel": "wan",
+    "CogVideoXTransformer3DModel": "cogvideox",
+    "HunyuanVideo15Transformer3DModel": "hunyuan15",
+    "WanVACETransformer3DModel": "vace",
+    "SkyReelsV2Transformer3DModel": "wan",
+}
 
 
 def get_plan(name: str) -> ModelPlan:

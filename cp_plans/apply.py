@@ -111,6 +111,8 @@ def _argument_problems(module: nn.Module, entry: Any) -> Iterator[str]:
             yield f"forward has no argument {key!r}; it has {', '.join(known)}"
         if isinstance(key, int) and not getattr(split, "split_output", False):
             yield f"output {key} is to be split, but split_output is not set"
+        if isinstance(key, str) and getattr(split, "split_output", False):
+            yield f"argument {key!r} is to be split, but split_output is set"
 
 
 def trial_run(
@@ -170,9 +172,13 @@ def _shape_problems(
             value, name = outputs[key], f"output {key}"
         else:
             value, name = arguments.get(key), f"argument {key!r}"
-        pairs = (
-            zip(split, value, strict=False) if isinstance(split, list | tuple) else [(split, value)]
-        )
+        pairs = [(split, value)]
+        if isinstance(split, list | tuple):
+            if not isinstance(value, list | tuple) or len(value) != len(split):
+                held = len(value) if isinstance(value, list | tuple) else type(value).__name__
+                yield f"{name} takes a list of {len(split)} tensors for its splits, got {held}"
+                continue
+            pairs = list(zip(split, value, strict=True))
         for one, tensor in pairs:
             if isinstance(one, ContextParallelInput):
                 yield from _tensor_problems(name, tensor, one.split_dim, one, tokens)

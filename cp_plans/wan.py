@@ -1,6 +1,7 @@
-"""Wan 2.1 and 2.2: rope outputs and the blocks' hidden states are cut, proj_out gathers.
+"""Wan 2.1 and 2.2, and SkyReels-V2, whose transformer has the same parts.
 
-Text is not cut: cross-attention is local to every rank.
+Rope outputs and the blocks' hidden states are cut, proj_out gathers. Text and image embeddings are
+not cut: cross-attention is local to every rank.
 """
 
 from typing import Any
@@ -37,7 +38,13 @@ def _inputs(transformer: Any, grid: FrameGrid) -> Inputs:
     config = transformer.config
     image = None
     if config.image_dim is not None:
-        image = zeros(1, IMAGE_TOKENS, config.image_dim)
+        # A model for first and last frames holds one position table over the tokens of both.
+        both = config.pos_embed_seq_len
+        image = (
+            zeros(1, IMAGE_TOKENS, config.image_dim)
+            if both is None
+            else zeros(2, both // 2, config.image_dim)
+        )
     return {
         "hidden_states": zeros(*latents_shape(transformer, grid)),
         "timestep": zeros(1, dtype=torch.int64),

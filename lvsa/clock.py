@@ -5,6 +5,7 @@ guidance passes it had, with one ``scheduler.step``. Counting these calls needs 
 pipeline's code, serves all of its transformers, and starts again at 0 in every generation.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +14,14 @@ class StepClock:
     """Counts the denoising steps of one pipeline.
 
     Args:
-        on_step: called with the step about to run whenever it changes.
+        on_step: called with the step about to run whenever it changes; further listeners may be
+            added to `listeners`.
     """
 
     def __init__(self, on_step: Callable[[int], None]) -> None:
         self.step = 0
         self.generations = 0
-        self._on_step = on_step
+        self.listeners = [on_step]
         self._scheduler: Any = None
 
     def attach(self, scheduler: Any) -> None:
@@ -34,11 +36,14 @@ class StepClock:
         self._scheduler = scheduler
         set_timesteps, step = scheduler.set_timesteps, scheduler.step
 
+        # Pipelines read the signature to learn what a scheduler takes: it must stay to be seen.
+        @functools.wraps(set_timesteps)
         def counted_set_timesteps(*args: Any, **kwargs: Any) -> Any:
             result = set_timesteps(*args, **kwargs)
             self.restart()
             return result
 
+        @functools.wraps(step)
         def counted_step(*args: Any, **kwargs: Any) -> Any:
             result = step(*args, **kwargs)
             self._move_to(self.step + 1)
@@ -61,4 +66,5 @@ class StepClock:
 
     def _move_to(self, step: int) -> None:
         self.step = step
-        self._on_step(step)
+        for listener in self.listeners:
+            listener(step)

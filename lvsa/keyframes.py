@@ -6,7 +6,7 @@ All numbers are latent frames. Two schedules spread the keyframes:
 - ``even``: exactly as many keyframes as the budget leaves, spread evenly over the frames that are
   not anchors already, so that the budget is met at every length and every offset.
 
-Both rotate by one frame each denoising step, with the period that `rotation_period` gives.
+Both rotate by one frame each denoising step, with a period of `Pattern.n_offsets` steps.
 """
 
 import math
@@ -30,8 +30,10 @@ def attention_budget(reference: int, scale: float, n_first: int) -> int:
     """
     if reference < 1:
         raise LVSAError(f"reference horizon is {reference} latent frames; it must be at least 1")
-    if not scale > 0:
-        raise LVSAError(f"sparsity scale is {scale}; it must be greater than 0 (1.0 is neutral)")
+    if not 0 < scale < math.inf:
+        raise LVSAError(
+            f"sparsity scale is {scale}; it must be finite and greater than 0 (1.0 is neutral)"
+        )
     return max(n_first + 1, int(reference * scale))
 
 

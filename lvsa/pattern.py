@@ -233,4 +233,6 @@ class Pattern:
     @cached_property
     def digest(self) -> str:
         """A short fingerprint of the matrix: ranks compare it before they run."""
-        return hashlib.sha256(np.packbits(self.attended).tobytes()).hexdigest()[:16]
+        # The shape counts too: matrices of other shapes may pack to the same bits.
+        packed = repr(self.attended.shape).encode() + np.packbits(self.attended).tobytes()
+        return hashlib.sha256(packed).hexdigest()[:16]

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lvsa.attention import LVSAttention, Text, valid_positions
+from lvsa.errors import LVSAError
 from lvsa.layout import full_layout
 
 QKV = tuple[Tensor, Tensor, Tensor]
@@ -74,11 +75,21 @@ class LVSAProcessor:
         if kwargs:
             raise TypeError(f"LVSAProcessor got attention arguments it does not know: {[*kwargs]}")
         adapter, engine, encoder = self.adapter, self.attention, encoder_hidden_states
+        if attention_mask is not None and encoder is None:
+            raise LVSAError(
+                "LVSAProcessor was given a mask over video tokens, which it does not apply; "
+                "allowed: none"
+            )
         q, k, v = adapter.extract_qkv(attn, hidden_states, encoder)
         text = None
         if encoder is not None:
             encoder_qkv = adapter.extract_encoder_qkv(attn, encoder)
             if encoder_qkv is None:
+                if attention_mask is not None:
+                    raise LVSAError(
+                        "LVSAProcessor applies no mask in cross-attention; leave the model's own "
+                        "processor on it"
+                    )
                 return self._cross_attention(attn, q, encoder)
             text = Text(*encoder_qkv, valid=self._valid_text(attention_mask))
         rotary = rotary_emb if rotary_emb is not None else image_rotary_emb

@@ -14,6 +14,9 @@ from lvsa.pattern import Pattern, Schedule
 
 logger = logging.getLogger(__name__)
 
+# In video frames, as published.
+WINDOW_SIZE = 12
+N_FIRST_FRAMES = 4
 SCHEDULES = {"published": Pattern.published, "even": Pattern.even}
 
 
@@ -28,10 +31,12 @@ class LVSASettings:
     """Move the keyframes on by one latent frame each denoising step."""
     key_frame_interval: int | None = None
     """A fixed distance between keyframes, in video frames (16 is customary)."""
-    window_size: int = 12
-    """Half-width of the local window, in video frames to either side."""
-    n_first_frames: int = 4
-    """Leading frames that every frame attends, in video frames."""
+    window_size: int | None = None
+    """Half-width of the local window, in video frames to either side. Default: 12, rounded up to
+    whole latent frames."""
+    n_first_frames: int | None = None
+    """Leading frames that every frame attends, in video frames. Default: 4, rounded up to whole
+    latent frames."""
     sparsity_scale: float = 1.0
     """Attended frames as a multiple of the training horizon, for the automatic interval."""
     reference_latent_frames: int | None = None
@@ -58,8 +63,10 @@ class LVSASettings:
             LVSAError: for a setting out of range, or one that is less than a latent frame.
         """
         to_latent = LatentFrames(temporal_factor)
-        window = to_latent("window size", self.window_size, smallest=0)
-        n_first = to_latent("number of first frames", self.n_first_frames, smallest=0)
+        window = to_latent("window size", self.window_size, smallest=0, default=WINDOW_SIZE)
+        n_first = to_latent(
+            "number of first frames", self.n_first_frames, smallest=0, default=N_FIRST_FRAMES
+        )
         make = SCHEDULES.get(self.schedule)
         if make is None:
             raise LVSAError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
@@ -112,12 +119,16 @@ class LatentFrames:
 
     factor: int
 
-    def __call__(self, name: str, value: int, smallest: int) -> int:
+    def __call__(self, name: str, value: int | None, smallest: int, default: int = 0) -> int:
         """Latent frames in ``value`` video frames, rounded down with a warning.
+
+        None stands for ``default``, which is rounded up: no model is to fail on a default.
 
         Raises:
             LVSAError: for a count below ``smallest``, or of less than one latent frame.
         """
+        if value is None:
+            return -(-default // self.factor)
         if value < smallest:
             raise LVSAError(f"{name} is {value} video frames; it must be at least {smallest}")
         latent, rest = divmod(value, self.factor)

@@ -15,6 +15,7 @@ from torch import distributed as dist
 
 # A forkserver that has imported everything once forks a rank in milliseconds.
 PRELOAD = [
+    "pytest",
     "torch",
     "torch.distributed",
     "diffusers",
@@ -22,6 +23,10 @@ PRELOAD = [
     "lvsa",
     "lvsa.adapters.enable",
     "tests.tiny",
+    "tests.tiny_wan_family",
+    "tests.tiny_cogvideox",
+    "lvsa.adapters.cogvideox",
+    "tests.tiny_hunyuan",
 ]
 TIMEOUT = 120
 

@@ -190,6 +190,11 @@ def test_cross_attention_through_the_processor_equals_stock():
         with lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH) as session:
             attn.set_processor(LVSAProcessor(session.adapter, session.attention))
             torch.testing.assert_close(attn(hidden, encoder), stock, rtol=1e-5, atol=1e-5)
+            mask = torch.ones(2, encoder.shape[1], dtype=torch.bool)
+            with pytest.raises(LVSAError, match="applies no mask in cross-attention"):
+                attn(hidden, encoder, mask)
+            with pytest.raises(LVSAError, match="a mask over video tokens"):
+                pipe.transformer.blocks[0].attn1(hidden, None, mask)
 
 
 def test_fused_projections():

@@ -97,6 +97,7 @@ class SDPABackend(Backend):
                 for x, index in ((q, rows_NL), (k, columns_NC), (v, columns_NC))
             ]
             out_BHLD, lse_BHL = kernel(batch[0], batch[1], batch[2], scale)
+            del batch  # or the next copies would stand beside these
             out.index_copy_(1, rows, out_BHLD.transpose(1, 2).reshape(B, -1, H, D))
             lse_BHnL = lse_BHL.view(B, n, H, -1).transpose(1, 2)
             lse.index_copy_(2, rows, lse_BHnL.reshape(B, H, -1))

@@ -86,24 +86,23 @@ class Ring(Exchange):
         assert isinstance(steps, tuple)
         ready = Block(k_BLHD, v_BLHD, plan.blocks[0].layout)
         held = pack_kv(k_BLHD, v_BLHD) if steps else None
-        # Two arrival buffers in turn: one is attended and sent on while the other fills.
+        # Two buffers in turn: one is attended and sent on while the other fills. A buffer is spare
+        # once the next arrival has taken its place, never while it is held.
         spare: list[Tensor] = []
-        own = held
         pending: Block | None = ready
         for number, step in enumerate(steps, start=1):
             assert held is not None
-            arriving = (
-                (spare.pop() if spare else held.new_empty(held.shape)) if (step.receives) else None
-            )
+            arriving = None
+            if step.receives:
+                arriving = spare.pop() if spare else held.new_empty(held.shape)
             work = self._start(held if step.sends else None, arriving)
             if pending is not None:
                 yield pending
             for item in work:
                 wait(item, f"ring step {number} of {len(steps)}", self.group)
-            if held is not own:
-                spare.append(held)
             pending = None
             if arriving is not None:
+                spare.append(held)
                 held = arriving
                 self.count(arriving)
                 if step.block is not None:

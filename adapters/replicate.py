@@ -1,0 +1,137 @@
+"""Noise is drawn and inputs are encoded once, on one rank, and sent to the others.
+
+Ranks that draw for themselves may draw different noise (other generators, other kernels), and a
+text encoder may return other bits on another device. Here the pipeline's own methods run on the
+first rank of the group, and all ranks go on with what it got.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from lvsa.comm import group_rank, group_size
+
+
+class _Slot(NamedTuple):
+    """Where a tensor stood in a result: it travels by itself, without pickling."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device_type: str
+
+
+class Replication:
+    """Methods of a pipeline that run on one rank for all. `remove` gives the pipeline its own back.
+
+    Args:
+        pipe: a diffusers pipeline, the same on every rank.
+        methods: names of its methods; those that it does not have are left out.
+        group: the ranks that share a video; None for one process, where nothing is changed.
+        device: where the tensors of this rank live, for those that were on an accelerator.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        methods: Iterable[str],
+        group: dist.ProcessGroup | None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.pipe, self.group, self.device = pipe, group, torch.device(device)
+        self.methods: list[str] = []
+        self._busy = False
+        if group_size(group) == 1:
+            return
+        for name in methods:
+            if hasattr(pipe, name):
+                # On the instance: the class and other pipelines of it stay as they are.
+                object.__setattr__(pipe, name, self._replicated(getattr(pipe, name)))
+                self.methods.append(name)
+
+    def remove(self) -> None:
+        """Gives the pipeline its own methods back."""
+        for name in self.methods:
+            object.__delattr__(self.pipe, name)
+        self.methods = []
+
+    def _replicated(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def on_first_rank(*args: Any, **kwargs: Any) -> Any:
+            if self._busy:
+                # Called by another replicated method: that one's result is what travels.
+                return method(*args, **kwargs)
+            result = None
+            if group_rank(self.group) == 0:
+                self._busy = True
+                try:
+                    result = method(*args, **kwargs)
+                finally:
+                    self._busy = False
+            return self._share(result, list(_generators([*args, *kwargs.values()])))
+
+        return on_first_rank
+
+    def _share(self, result: Any, generators: list[torch.Generator]) -> Any:
+        """The first rank's result and generator states, on every rank."""
+        first = group_rank(self.group) == 0
+        tensors: list[Tensor] = []
+        # A rank that skipped the drawing must not fall behind in its random numbers: schedulers
+        # may draw more of them in the loop.
+        message = [_take_out(result, tensors), [g.get_state() for g in generators]]
+        dist.broadcast_object_list(message, group=self.group, group_src=0)
+        shape, states = message
+        if not first:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+        arrived: list[Tensor] = []
+        for slot in _slots(shape):
+            if first:
+                tensor = tensors[len(arrived)].contiguous()
+            else:
+                device = "cpu" if slot.device_type == "cpu" else self.device
+                tensor = torch.empty(slot.shape, dtype=slot.dtype, device=device)
+            dist.broadcast(tensor, group=self.group, group_src=0)
+            arrived.append(tensor)
+        return _put_back(shape, iter(arrived))
+
+
+def _take_out(value: Any, tensors: list[Tensor]) -> Any:
+    """``value`` with slots for its tensors, which are appended to ``tensors``."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return _Slot(tuple(value.shape), value.dtype, value.device.type)
+    if isinstance(value, tuple | list):
+        return type(value)([_take_out(item, tensors) for item in value])
+    if isinstance(value, dict):
+        return {key: _take_out(item, tensors) for key, item in value.items()}
+    return value
+
+
+def _slots(value: Any) -> Iterable[_Slot]:
+    if isinstance(value, _Slot):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _slots(item)
+    elif isinstance(value, dict):
+        yield from _slots(list(value.values()))
+
+
+def _put_back(value: Any, tensors: Any) -> Any:
+    if isinstance(value, _Slot):
+        return next(tensors)
+    if isinstance(value, tuple | list):
+        return type(value)([_put_back(item, tensors) for item in value])
+    if isinstance(value, dict):
+        return {key: _put_back(item, tensors) for key, item in value.items()}
+    return value
+
+
+def _generators(values: Iterable[Any]) -> Iterable[torch.Generator]:
+    for value in values:
+        if isinstance(value, torch.Generator):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _generators(value)

@@ -1,0 +1,174 @@
+"""What a generation takes, settled before any weights are loaded."""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lvsa.adapters.base import ModelAdapter
+from lvsa.adapters.known import Defaults
+from lvsa.errors import LVSAError
+from lvsa.launch.config import GenerateConfig
+from lvsa.settings import flag
+
+SETTLED = ("num_frames", "height", "width", "steps", "guidance", "fps")
+# Arguments of diffusers pipelines that are flags under another name.
+FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A generation with nothing left open.
+
+    Args:
+        num_frames, height, width: frames and pixels.
+        steps, guidance, seed, fps: as their flags.
+        prompt, negative_prompt: texts.
+        conditions: images, video and strength for the pipeline, by its argument names.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    steps: int
+    guidance: float
+    fps: int
+    seed: int
+    prompt: str
+    negative_prompt: str
+    conditions: dict[str, Any]
+
+
+def make_request(config: GenerateConfig, pipe: Any, defaults: Defaults | None) -> Request:
+    """Settles what the user left open by the model's defaults, and reads images and videos.
+
+    Args:
+        config: the user's settings.
+        pipe: the pipeline, or a skeleton of it.
+        defaults: of the model; None where it is not known.
+
+    Raises:
+        LVSAError: for something open that no default settles, a file that cannot be read, or an
+            image or video that the pipeline does not take, or lacks.
+    """
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    values = {name: getattr(config, name) for name in SETTLED}
+    if defaults is not None:
+        values = {n: getattr(defaults, n) if v is None else v for n, v in values.items()}
+    conditions: dict[str, Any] = {}
+    if config.video is not None:
+        frames = read_video(config.video)
+        values["num_frames"] = config.num_frames or len(frames)
+        conditions["video"] = frames[: values["num_frames"]]
+        if len(frames) < values["num_frames"]:
+            raise LVSAError(
+                f"--video {config.video} has {len(frames)} frames, fewer than --num-frames "
+                f"{values['num_frames']}"
+            )
+    open_flags = [flag(name) for name, value in values.items() if value is None]
+    if open_flags:
+        raise LVSAError(
+            f"{type(pipe).__name__} of a size that is not known; please give "
+            f"{', '.join(open_flags)} (--help-models lists the known ones)"
+        )
+    for name in ("steps", "fps"):
+        if values[name] < 1:
+            raise LVSAError(f"{flag(name)} is {values[name]}; it must be at least 1")
+    size = values["width"], values["height"]
+    for name in ("image", "last_image"):
+        path = getattr(config, name)
+        if path is not None:
+            conditions[name] = read_image(path, size)
+    if "video" in conditions:
+        conditions["video"] = [fit(frame, size) for frame in conditions["video"]]
+    if config.strength is not None and config.video is not None:
+        if not 0 < config.strength <= 1:
+            raise LVSAError(f"--strength is {config.strength}; allowed: above 0, up to 1")
+        conditions["strength"] = config.strength
+    _check_conditions(config, type(pipe).__name__, accepted, conditions)
+    return Request(
+        **values,
+        seed=config.seed,
+        prompt=config.prompt,
+        negative_prompt=config.negative_prompt,
+        conditions=conditions,
+    )
+
+
+def _check_conditions(
+    config: GenerateConfig, pipeline: str, accepted: Any, conditions: dict[str, Any]
+) -> None:
+    takes = [name for name in ("image", "last_image", "video", "strength") if name in accepted]
+    for name in conditions:
+        if name not in accepted:
+            raise LVSAError(
+                f"{flag(name)}: {pipeline} takes none; it takes "
+                f"{', '.join(map(flag, takes)) or 'a prompt only'}"
+            )
+    image = accepted.get("image")
+    if image is not None and image.default is inspect.Parameter.empty and config.image is None:
+        raise LVSAError(f"{pipeline} begins with an image; give --image FILE")
+    if "video" in accepted and "num_frames" not in accepted and config.video is None:
+        raise LVSAError(f"{pipeline} begins with a video; give --video FILE")
+
+
+def call_arguments(
+    request: Request, adapter: ModelAdapter, pipe: Any, first_rank: bool
+) -> dict[str, Any]:
+    """Arguments of the pipeline's call. Only the first rank decodes.
+
+    Raises:
+        LVSAError: where the pipeline lacks an argument that a user's flag needs.
+    """
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    arguments = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt or None,
+        "height": request.height,
+        "width": request.width,
+        "num_frames": request.num_frames,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance,
+        "generator": torch.Generator().manual_seed(request.seed),
+        "output_type": "np" if first_rank else "latent",
+        **request.conditions,
+    }
+    arguments = adapter.call_arguments(pipe, arguments)
+    # A pipeline that works its size or length out of an image or a video has no such argument.
+    derived = {"height", "width"} if "image" in accepted else set()
+    derived |= {"num_frames"} if "video" in accepted else set()
+    missing = [name for name in arguments if name not in accepted and name not in derived]
+    if missing:
+        raise LVSAError(
+            f"{type(pipe).__name__} has no "
+            f"{', '.join(FLAGS.get(name, flag(name)) for name in missing)}"
+        )
+    return {name: value for name, value in arguments.items() if name in accepted}
+
+
+def read_image(path: Path, size: tuple[int, int]) -> Image.Image:
+    """An image file, cropped and scaled to (width, height) pixels."""
+    try:
+        with Image.open(path) as image:
+            return fit(image.convert("RGB"), size)
+    except (OSError, UnidentifiedImageError) as error:
+        raise LVSAError(f"{path} cannot be read as an image: {error}") from error
+
+
+def read_video(path: Path) -> list[Image.Image]:
+    """All frames of a video file."""
+    try:
+        return [Image.fromarray(frame) for frame in iio.imiter(path, plugin="FFMPEG")]
+    except (OSError, RuntimeError) as error:
+        raise LVSAError(f"{path} cannot be read as a video: {error}") from error
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Fills (width, height): scaled, with what overhangs cut off in equal parts."""
+    if image.size == size:
+        return image
+    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)

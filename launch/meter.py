@@ -1,0 +1,58 @@
+"""Seconds per denoising step and memory, without a synchronisation in the loop."""
+
+import resource
+import time
+from typing import Any
+
+import torch
+
+
+class StepTimer:
+    """Told of every step by the session's clock; reads the times afterwards.
+
+    Args:
+        device: CUDA steps are timed by events on the stream, others by the wall clock.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks: list[Any] = []
+
+    def __call__(self, step: int) -> None:
+        if step == 0:
+            self._marks = []
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Of each step of the last generation; waits for the device."""
+        pairs = list(zip(self._marks, self._marks[1:], strict=False))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return [a.elapsed_time(b) / 1e3 for a, b in pairs]
+        return [b - a for a, b in pairs]
+
+
+class Stopwatch:
+    """Seconds of the parts of a job, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Ends a part."""
+        now = time.perf_counter()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that was allocated: on the GPU, or by the whole process on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

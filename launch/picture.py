@@ -1,0 +1,91 @@
+"""A picture of the attention pattern that needs no explanation."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from lvsa.launch.output import written_whole
+from lvsa.pattern import Pattern
+
+# Light to strong: nothing, window, keyframe, fixed anchor.
+COLOURS = ["#f4f4f2", "#9ecae1", "#e6862d", "#7a3b8f"]
+NAMES = ["not attended", "local window", "keyframe of this step", "first or conditioning frame"]
+
+
+def draw_pattern(
+    pattern: Pattern, path: Path, *, world: int = 1, steps: int = 20, title: str = ""
+) -> None:
+    """Saves the frame matrix at step 0 beside the anchors of every step.
+
+    Args:
+        pattern: what to draw.
+        path: of the PNG; written whole or not at all.
+        world: ranks; their borders are drawn where there is more than one.
+        steps: denoising steps to show.
+        title: of the figure.
+    """
+    matplotlib.use("Agg")
+    T = pattern.frames
+    shown = min(steps, 24) if pattern.n_offsets > 1 else 1
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.1, 1])
+    kinds = np.zeros((T, T), dtype=np.int64)
+    kinds[pattern.attended[0]] = 1
+    kinds[:, pattern.anchors[0]] = 2
+    kinds[:, list(pattern.fixed_anchors)] = 3
+    _matrix(left, kinds, f"step 0: density {pattern.attended[0].mean():.2f}")
+    left.set_ylabel("query frame (latent)")
+    rows = np.zeros((shown, T), dtype=np.int64)
+    for step in range(shown):
+        rows[step, pattern.anchors[pattern.offset(step)]] = 2
+    rows[:, list(pattern.fixed_anchors)] = 3
+    moving = pattern.n_offsets > 1
+    _matrix(right, rows, "anchors at each denoising step" if moving else "anchors at every step")
+    right.set_ylabel("denoising step" if moving else "")
+    right.set_yticks(range(0, shown, max(1, shown // 12)) if moving else [])
+    for axes in (left, right):
+        axes.set_xlabel("key frame (latent)")
+    for rank in range(1, world):
+        border = rank * T / world - 0.5
+        left.axhline(border, color="#c1272d", linewidth=1, linestyle="--")
+        for axes in (left, right):
+            axes.axvline(border, color="#c1272d", linewidth=1, linestyle="--")
+    if world > 1:
+        for rank in range(world):
+            left.text(
+                T + 0.2,
+                (rank + 0.5) * T / world - 0.5,
+                f"rank {rank}",
+                va="center",
+                color="#c1272d",
+                fontsize=8,
+            )
+    key = [
+        Patch(facecolor=c, edgecolor="#888888", label=n)
+        for c, n in zip(COLOURS, NAMES, strict=True)
+    ]
+    if world > 1:
+        key.append(
+            Patch(facecolor="none", edgecolor="#c1272d", linestyle="--", label="rank border")
+        )
+    figure.legend(handles=key, loc="outside lower center", ncols=len(key), frameon=False)
+    figure.suptitle(title or f"{T} latent frames, {pattern.frames_attended.max()} attended")
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def _matrix(axes: Axes, kinds: np.ndarray, title: str) -> None:
+    axes.imshow(
+        kinds,
+        cmap=ListedColormap(COLOURS),
+        vmin=0,
+        vmax=len(COLOURS) - 1,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    axes.set_title(title)

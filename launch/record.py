@@ -1,0 +1,81 @@
+"""The JSON record beside every video: what was asked for, what ran, what it took."""
+
+from statistics import median
+from typing import Any
+
+import torch
+
+from lvsa.adapters.enable import Session
+from lvsa.launch.job import Job
+from lvsa.launch.meter import StepTimer, peak_memory_bytes
+from lvsa.launch.output import versions
+from lvsa.launch.report import attention_flops, exchange_bytes, pattern_facts
+from lvsa.launch.runtime import Runtime
+
+
+def rank_facts(session: Session, steps: StepTimer, runtime: Runtime) -> dict[str, Any]:
+    """What one rank measured in a generation."""
+    traffic = session.attention.traffic
+    return {
+        "rank": runtime.rank,
+        "seconds_per_step": [round(s, 4) for s in steps.seconds()],
+        "peak_memory_bytes": peak_memory_bytes(runtime.device),
+        "attention_calls": traffic.calls,
+        "kv_bytes_received": traffic.kv_bytes,
+        "text_bytes_received": traffic.text_bytes,
+    }
+
+
+def make_record(
+    job: Job,
+    session: Session,
+    ranks: list[dict[str, Any]],
+    seconds: dict[str, float],
+    device: torch.device,
+) -> dict[str, Any]:
+    """The record of a finished generation.
+
+    Args:
+        ranks: `rank_facts` of all ranks.
+        seconds: parts of the job by name, as the first rank took them.
+    """
+    request, grid = job.request, job.grid
+    sparse, dense = attention_flops(job)
+    return {
+        "config": job.config.as_dict(),
+        "model": {
+            "pipeline": job.source.pipeline_class,
+            "adapter": job.adapter.name,
+            "lvsa_blocks": session.blocks,
+            "reference_latent_frames": job.adapter.reference_latent_frames(job.skeleton),
+            "dtype": str(job.dtype).removeprefix("torch."),
+        },
+        "request": {
+            "num_frames": request.num_frames,
+            "height": request.height,
+            "width": request.width,
+            "steps": request.steps,
+            "guidance": request.guidance,
+            "fps": request.fps,
+            "seed": request.seed,
+        },
+        "sequence": {
+            "latent_frames": grid.frames,
+            "tokens_per_frame": grid.tokens_per_frame,
+            "tokens": grid.tokens,
+            "ranks": job.world,
+            "tokens_per_rank": job.shards.local_tokens,
+        },
+        "pattern": pattern_facts(job.pattern),
+        "attention_flops_per_layer_and_pass": {"lvsa": sparse, "dense": dense},
+        "kv_bytes_per_rank_layer_and_pass_planned": exchange_bytes(job, job.shards)[
+            job.config.exchange
+        ],
+        "seconds": seconds,
+        "seconds_per_step_median": round(median(ranks[0]["seconds_per_step"]), 4),
+        "peak_memory_bytes": max(rank["peak_memory_bytes"] for rank in ranks),
+        "kv_bytes_received": sum(rank["kv_bytes_received"] for rank in ranks),
+        "ranks": ranks,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "versions": versions(),
+    }

@@ -1,0 +1,108 @@
+"""What a job will do, in numbers: printed by --dry-run, and kept in the record of every video."""
+
+from typing import Any
+
+import numpy as np
+
+from lvsa.errors import DivisibilityError
+from lvsa.exchange import EXCHANGES
+from lvsa.exchange.base import received_tokens, token_bytes
+from lvsa.launch.job import Job
+from lvsa.pattern import Pattern
+from lvsa.settings import joined
+from lvsa.shards import Shards
+
+
+def pattern_facts(pattern: Pattern) -> dict[str, Any]:
+    """A pattern in numbers; frames are latent frames."""
+    attended = pattern.frames_attended
+    return {
+        "schedule": pattern.schedule,
+        "interval": pattern.interval,
+        "window": pattern.window,
+        "first_frames": pattern.n_first,
+        "condition_frames": list(pattern.condition_frames),
+        "offsets": pattern.n_offsets,
+        "anchors_at_step_0": np.flatnonzero(pattern.anchors[0]).tolist(),
+        "attended_frames_min": int(attended.min()),
+        "attended_frames_mean": round(float(attended.mean()), 3),
+        "attended_frames_max": int(attended.max()),
+        "density": round(pattern.density, 6),
+        "digest": pattern.digest,
+    }
+
+
+def attention_flops(job: Job) -> tuple[float, float]:
+    """FLOPs of the video's attention in one layer and pass, all ranks: sparse (mean), dense.
+
+    Two matrix products of 2·D multiply-adds' worth for every (query, key) pair and head.
+    """
+    dense = 4.0 * job.heads * job.head_dim * job.grid.tokens**2
+    return dense * job.pattern.density, dense
+
+
+def exchange_bytes(job: Job, shards: Shards) -> dict[str, list[float]]:
+    """Bytes that each rank receives per layer and pass, mean over the offsets, by exchange."""
+    one = token_bytes(1, job.heads, job.head_dim, job.dtype)
+    return {
+        name: (received_tokens(exchange, shards, job.pattern).mean(0) * one).tolist()
+        for name, exchange in EXCHANGES.items()
+    }
+
+
+def report(job: Job) -> str:
+    """The plan of a job for a reader."""
+    T, P, S = job.grid.frames, job.grid.tokens_per_frame, job.grid.tokens
+    request, facts = job.request, pattern_facts(job.pattern)
+    sparse, dense = attention_flops(job)
+    lines = [
+        f"model      {job.source.name} ({job.source.pipeline_class}, adapter {job.adapter.name!r})",
+        f"video      {request.num_frames} frames of {request.height} × {request.width} pixels, "
+        f"{request.num_frames / request.fps:.1f} s at {request.fps} fps; {request.steps} steps, "
+        f"guidance {request.guidance:g}",
+        f"sequence   T × P = {T} latent frames × {P} tokens = {S} tokens; {job.layers} layers of "
+        f"{job.heads} heads × {job.head_dim}, {str(job.dtype).removeprefix('torch.')}",
+        f"horizon    {job.adapter.reference_latent_frames(job.skeleton)} latent frames",
+        f"pattern    {_pattern_line(job)}",
+        f"anchors    {joined(facts['anchors_at_step_0'], 24)} at step 0",
+        f"attended   {facts['attended_frames_min']} / {facts['attended_frames_mean']:.1f} / "
+        f"{facts['attended_frames_max']} frames a query (min / mean / max); density "
+        f"{facts['density']:.3f}",
+        f"attention  {sparse / 1e12:.4g} TFLOPs per layer and pass; dense {dense / 1e12:.4g} "
+        f"({dense / sparse:.2f}×)",
+    ]
+    try:
+        shards = job.shards
+    except DivisibilityError as error:
+        return "\n".join([*lines, f"shards     {error}"])
+    L = shards.local_tokens
+    lines.append(
+        f"shards     {job.world} rank(s) of {L} tokens = {L / P:.4g} frames"
+        + ("" if L % P == 0 else "; cuts fall inside frames, which changes nothing")
+    )
+    if job.world > 1:
+        lines.append("received   MB per rank, layer and pass (min / mean / max over ranks):")
+        for name, values in exchange_bytes(job, shards).items():
+            low, mean, high = min(values) / 1e6, float(np.mean(values)) / 1e6, max(values) / 1e6
+            mark = "  ← this job" if name == job.config.exchange else ""
+            lines.append(f"             {name:<10} {low:.4g} / {mean:.4g} / {high:.4g}{mark}")
+    return "\n".join(lines)
+
+
+def _pattern_line(job: Job) -> str:
+    pattern = job.pattern
+    if not job.config.lvsa:
+        return "dense (no --lvsa)"
+    if pattern.is_dense:
+        return "dense: the video is not longer than what is attended anyway"
+    spread = (
+        f"{pattern.keyframes} keyframes, evenly spread"
+        if pattern.schedule == "even"
+        else f"a keyframe every {pattern.interval} frames"
+    )
+    moves = f", moving each step ({pattern.n_offsets} offsets)" if pattern.rotate else ""
+    given = f", conditioning frames {joined(pattern.condition_frames)}"
+    return (
+        f"{pattern.n_first} first, {spread}{moves}; window ±{pattern.window}"
+        f"{given if pattern.condition_frames else ''} (latent frames)"
+    )
