@@ -172,9 +172,12 @@ def default_mesh(pipe: Any) -> DeviceMesh | None:
 
 
 def _check_processors(session: Session, transformer: nn.Module) -> None:
-    """LVSA must still be where it was put: replaced processors would run dense in silence."""
+    """LVSA must still be where it was put: a stock processor would run dense, and in silence.
+
+    A processor of the user's own may stand in its place.
+    """
     for path, attention in session.adapter.attention_modules(transformer):
-        if not isinstance(attention.processor, LVSAProcessor):
+        if type(attention.processor).__module__.partition(".")[0] == "diffusers":
             raise LVSAError(
                 f"{path} has a {type(attention.processor).__name__} in place of LVSA's: processors "
                 "were set, or projections fused, after LVSA was enabled. Do that first"

@@ -64,6 +64,30 @@ class BlockLayout:
         return sum(tile.n_queries for tile in self.tiles) == self.n_queries
 
     @cached_property
+    def split(self) -> tuple[tuple[Interval, ...], "BlockLayout"]:
+        """Ranges that every query attends (the anchors), and the layout of all the others.
+
+        The common ranges cost a kernel one call for all queries and one copy of their keys,
+        where tile by tile they would be copied for each. Empty for a layout of one tile.
+        """
+        if len(self.tiles) < 2 or not self.covers_all_queries:
+            return (), self
+        edges = np.unique([edge for tile in self.tiles for keys in tile.keys for edge in keys])
+        covered = np.zeros((len(self.tiles), len(edges) - 1), dtype=np.bool_)
+        for row, tile in zip(covered, self.tiles, strict=True):
+            for start, stop in tile.keys:
+                row[np.searchsorted(edges, start) : np.searchsorted(edges, stop)] = True
+        common = covered.all(0)
+        if not common.any():
+            return (), self
+        rest = tuple(
+            tile._replace(keys=_join(edges[:-1][own], edges[1:][own]))
+            for tile, own in zip(self.tiles, covered & ~common, strict=True)
+            if own.any()
+        )
+        return _join(edges[:-1][common], edges[1:][common]), BlockLayout(rest, self.n_queries)
+
+    @cached_property
     def uniform_groups(self) -> tuple[tuple[Tile, ...], ...]:
         """Tiles of the same shape (queries × keys) together: they can share one kernel call."""
         groups: dict[tuple[int, int], list[Tile]] = {}
@@ -130,7 +154,11 @@ def build_layout(
             tiles[-1] = tiles[-1]._replace(stop=last)
         else:
             tiles.append(Tile(first, last, keys))
-    return BlockLayout(tuple(tiles), stop - start)
+    layout = BlockLayout(tuple(tiles), stop - start)
+    # Tables are built here, not in the first denoising step.
+    for part in (layout, layout.split[1]):
+        assert part.uniform_groups is not None
+    return layout
 
 
 def _join(starts: Ints, stops: Ints) -> tuple[Interval, ...]:

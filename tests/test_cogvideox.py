@@ -450,11 +450,13 @@ def test_call_arguments(folders):
     adapter = CogVideoXAdapter()
     text = load_cogvideox("2b", folders["2b"])
     given = {"prompt": "x", "num_frames": 49, "height": 32}
-    assert adapter.call_arguments(text, given) == given
+    # As many text tokens as the transformer has positions for.
+    length = {"max_sequence_length": text.transformer.config.max_text_seq_length}
+    assert adapter.call_arguments(text, given) == {**given, **length}
     video = load_cogvideox("5b-v2v", folders["5b-v2v"])
     pictures = [picture(16, 16)] * 9
     made = adapter.call_arguments(video, {"prompt": "x", "video": pictures, "num_frames": 9})
-    assert made == {"prompt": "x", "video": pictures}
+    assert made == {"prompt": "x", "video": pictures, **length}
     with pytest.raises(LVSAError, match="CogVideoXVideoToVideoPipeline was given no video"):
         adapter.call_arguments(video, given)
     with pytest.raises(GridError, match="the video has 9 frames and 49 were asked for"):

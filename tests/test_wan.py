@@ -205,3 +205,13 @@ def test_fused_projections():
         block.attn1.fuse_projections()
     with lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH, settings=SETTINGS):
         torch.testing.assert_close(generate(pipe), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_projections_fused_after_enabling_are_an_error():
+    """They bring the stock processor back, which would run dense without a word."""
+    pipe = quiet(wan_pipeline())
+    with lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH, settings=SETTINGS):
+        attention = pipe.transformer.blocks[0].attn1
+        attention.set_processor(type(attention)._default_processor_cls())
+        with pytest.raises(LVSAError, match=r"blocks.0.attn1 has a WanAttnProcessor in place of"):
+            generate(pipe)

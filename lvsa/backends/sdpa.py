@@ -13,7 +13,7 @@ from torch import Tensor
 from lvsa.backends.base import Backend
 from lvsa.errors import BackendUnavailable
 from lvsa.layout import BlockLayout, Tile
-from lvsa.merge import Partial
+from lvsa.merge import Partial, merge
 
 # A tile with fewer multiply-adds than this does not amortise its kernel call: batch it.
 SMALL_TILE_WORK = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -42,6 +42,25 @@ class SDPABackend(Backend):
     ) -> Partial:
         kernel = kernel_for(q_BLHD)
         scale = 1 / math.sqrt(q_BLHD.shape[-1]) if scale is None else scale
+        common, rest = layout.split
+        if not common:
+            return self._tiles(kernel, q_BLHD, k_BCHD, v_BCHD, layout, scale)
+        everyone = Tile(0, layout.n_queries, common)
+        partial = self._tile(kernel, q_BLHD, k_BCHD, v_BCHD, everyone, scale)
+        if not rest.tiles:
+            return partial
+        return merge(partial, self._tiles(kernel, q_BLHD, k_BCHD, v_BCHD, rest, scale))
+
+    def _tiles(
+        self,
+        kernel: Kernel,
+        q_BLHD: Tensor,
+        k_BCHD: Tensor,
+        v_BCHD: Tensor,
+        layout: BlockLayout,
+        scale: float,
+    ) -> Partial:
+        """Every tile by itself, or with its equals where they are small."""
         if len(layout.tiles) == 1 and layout.covers_all_queries:
             return self._tile(kernel, q_BLHD, k_BCHD, v_BCHD, layout.tiles[0], scale)
         B, L, H, D = q_BLHD.shape
