@@ -6,7 +6,8 @@
 #   make bench      attention, dense against sparse
 #   make gpu        tests and benchmarks that need CUDA
 #
-# Where there is no GPU, the CPU build of PyTorch is installed first. To choose yourself:
+# PyTorch is installed first; where there is no GPU, the version that the tests run with, and the
+# CPU build if the package index has that. To choose yourself:
 #   make TORCH="torch==2.13.0"      any requirement that pip takes
 #   make VENV=/path/to/venv         an environment elsewhere
 
@@ -15,7 +16,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
-NPROC ?= 2
+NPROC ?= $(if $(HAS_GPU),$(shell nvidia-smi -L | wc -l),2)
 PROMPT ?= a red circle bounces
 export TOKENIZERS_PARALLELISM := false
 
@@ -35,7 +36,7 @@ generate: install
 	  --output-dir outputs
 
 test: install
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest
 
 lint: install
 	$(BIN)/ruff check .

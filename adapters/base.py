@@ -46,6 +46,8 @@ class ModelAdapter(ABC):
     """Methods of the pipelines that draw noise or encode inputs: one rank runs them for all."""
     float32_components: ClassVar[tuple[str, ...]] = ()
     """Components that the authors keep in float32 while the rest is in half precision."""
+    tiled_vae: ClassVar[bool] = False
+    """Whether the VAE must decode in tiles, because it takes the whole video at once."""
 
     # Geometry
 

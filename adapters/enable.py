@@ -172,12 +172,12 @@ def default_mesh(pipe: Any) -> DeviceMesh | None:
 
 
 def _check_processors(session: Session, transformer: nn.Module) -> None:
-    """LVSA must still be where it was put: a stock processor would run dense, and in silence.
+    """LVSA must still be where it was put: another processor would run dense, and in silence.
 
-    A processor of the user's own may stand in its place.
+    One of the user's own may stand in its place if it holds this session's engine.
     """
     for path, attention in session.adapter.attention_modules(transformer):
-        if type(attention.processor).__module__.partition(".")[0] == "diffusers":
+        if not any(held is session.attention for held in vars(attention.processor).values()):
             raise LVSAError(
                 f"{path} has a {type(attention.processor).__name__} in place of LVSA's: processors "
                 "were set, or projections fused, after LVSA was enabled. Do that first"

@@ -74,6 +74,7 @@ class HunyuanVideo15Adapter(ModelAdapter):
     pipelines = (T2V, I2V)
     horizon = HORIZON
     known_models = KNOWN
+    tiled_vae = True
     replicated_methods = (
         "encode_prompt",
         "encode_image",

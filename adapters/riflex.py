@@ -124,6 +124,19 @@ class RIFLExPatch:
             self._undo.pop()()
 
 
+def check_riflex(
+    transformers: Mapping[str, nn.Module], frames: int, horizon: int, ratio: float | None
+) -> dict[str, tuple[Any, TemporalRope]]:
+    """Rotary modules that RIFLEx would change, and their kinds; arguments and errors as
+    `apply_riflex`."""
+    if ratio is not None and not (ratio > 0 and math.isfinite(ratio)):
+        raise LVSAError(
+            f"riflex_ratio is {ratio}; it must be a positive number, the video's length as a "
+            f"multiple of the training length: {frames / horizon:g} for {frames} latent frames"
+        )
+    return {name: _rope_of(name, transformer) for name, transformer in transformers.items()}
+
+
 def apply_riflex(
     transformers: Mapping[str, nn.Module], frames: int, horizon: int, ratio: float | None = None
 ) -> RIFLExPatch:
@@ -141,12 +154,7 @@ def apply_riflex(
         LVSAError: for a ratio that is not a positive number, a transformer without a rotary
             module that RIFLEx knows, or one that is patched already.
     """
-    if ratio is not None and not (ratio > 0 and math.isfinite(ratio)):
-        raise LVSAError(
-            f"riflex_ratio is {ratio}; it must be a positive number, the video's length as a "
-            f"multiple of the training length: {frames / horizon:g} for {frames} latent frames"
-        )
-    ropes = {name: _rope_of(name, transformer) for name, transformer in transformers.items()}
+    ropes = check_riflex(transformers, frames, horizon, ratio)
     patch = RIFLExPatch(frames if ratio is None else ratio * horizon)
     if patch.test_frames <= horizon:
         logger.warning(

@@ -131,8 +131,9 @@ def trial_run(
             seen.setdefault(path, (dict(bound.arguments), outputs))
 
         handles.append(module.register_forward_hook(record, with_kwargs=True))
+    # Only shapes count: one dtype, so that weights in half precision meet the float32 inputs.
     state = {
-        name: tensor.to("meta")
+        name: tensor.to("meta", torch.float32 if tensor.is_floating_point() else tensor.dtype)
         for named in (transformer.named_parameters, transformer.named_buffers)
         for name, tensor in named()
     }

@@ -228,6 +228,8 @@ def bench(config: BenchConfig) -> list[dict[str, Any]]:
     """Measures all cases and writes bench.json and bench.png."""
     if config.repeats < 1:
         raise LVSAError(f"--repeats is {config.repeats}; it must be at least 1")
+    # Every rank has a device, or none starts.
+    pick_device(config.device, max(config.ranks) - 1)
     try:
         todo = cases(config)
     except DivisibilityError as error:

@@ -64,7 +64,9 @@ def run(config: GenerateConfig, runtime: Runtime) -> Any:
         return None
 
     seconds = Stopwatch()
-    pipe = runtime.together(lambda: load_pipeline(job.source, job.dtype, job.adapter))
+    pipe = runtime.together(
+        lambda: load_pipeline(job.source, job.dtype, job.adapter, runtime.first)
+    )
     pipe.to(runtime.device)
     pipe.set_progress_bar_config(disable=not runtime.first, desc="denoising", unit="step")
     seconds.lap("loading")
@@ -104,6 +106,9 @@ def tell(job: Job, stem: Path) -> None:
     """Says what will run and what was asked for in vain; draws the pattern where it is wanted."""
     for setting in without_effect(job):
         logger.warning("no effect: %s", setting)
+    video = stem.with_name(f"{stem.name}.mp4")
+    if video.exists() and not job.config.dry_run:
+        logger.warning("%s exists and will be replaced; --output-name gives another", video)
     logger.info("the plan:\n%s", report(job))
     if job.config.dry_run or job.config.show_mask:
         picture = stem.with_name(f"{stem.name}.mask.png")

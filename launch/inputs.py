@@ -88,6 +88,11 @@ def make_request(config: GenerateConfig, pipe: Any, defaults: Defaults | None) -
     if config.strength is not None and config.video is not None:
         if not 0 < config.strength <= 1:
             raise LVSAError(f"--strength is {config.strength}; allowed: above 0, up to 1")
+        if int(values["steps"] * config.strength) < 1:
+            raise LVSAError(
+                f"--strength {config.strength:g} of {values['steps']} steps leaves none to run; "
+                f"smallest that works: {1 / values['steps']:g}"
+            )
         conditions["strength"] = config.strength
     _check_conditions(config, type(pipe).__name__, accepted, conditions)
     return Request(

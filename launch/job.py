@@ -9,6 +9,7 @@ import torch
 from lvsa.adapters import adapter_for
 from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.enable import make_pattern
+from lvsa.adapters.riflex import check_riflex
 from lvsa.backends import get_backend
 from lvsa.launch.config import GenerateConfig
 from lvsa.launch.inputs import Request, call_arguments, make_request
@@ -96,6 +97,9 @@ def make_job(config: GenerateConfig, world: int, device: torch.device) -> Job:
     request = make_request(config, skeleton, defaults_for(source, adapter, skeleton))
     call_arguments(request, adapter, skeleton, first_rank=True)
     grid = adapter.grid(request.num_frames, request.height, request.width, skeleton)
+    if config.riflex:
+        horizon = adapter.reference_latent_frames(skeleton)
+        check_riflex(adapter.transformers(skeleton), grid.frames, horizon, config.riflex_ratio)
     settings = config.attention
     if "last_image" in request.conditions:
         # Not every model that takes a last image shows it in its configs.

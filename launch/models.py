@@ -25,6 +25,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 EMBEDDED: dict[str, Defaults] = {
     "tiny-wan": Defaults(height=64, width=64, num_frames=81, steps=20, guidance=4.0, fps=16),
 }
+ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder")
 INDEX = "model_index.json"
 # Enough of a repository to know its geometry: some kilobytes.
 CONFIG_FILES = [INDEX, "*/config.json", "*/scheduler_config.json", "*/guider_config.json"]
@@ -76,6 +77,11 @@ def find_model(name: str) -> ModelSource:
         raise UnknownModel(
             f"--model {name}: no such directory, and the model hub cannot be reached: {error}"
         ) from error
+    if not (Path(folder) / INDEX).is_file():
+        raise UnknownModel(
+            f"--model {name}: the repository has no {INDEX}; is it in diffusers' format? Such "
+            "repositories are often named …-Diffusers"
+        )
     return ModelSource(name, Path(folder), on_hub=True)
 
 
@@ -126,23 +132,32 @@ def _skeleton_part(folder: Path, library: str | None, class_name: str | None) ->
         return cls.from_config(cls.load_config(folder))
 
 
-def load_pipeline(source: ModelSource, dtype: torch.dtype, adapter: ModelAdapter) -> Any:
+def load_pipeline(
+    source: ModelSource, dtype: torch.dtype, adapter: ModelAdapter, encodes: bool = True
+) -> Any:
     """The pipeline with its weights, on the CPU.
 
     Args:
         source: from `find_model`.
         dtype: of the weights.
         adapter: names the components that stay in float32 whatever the dtype.
+        encodes: whether this rank encodes texts and images; one that does not leaves those
+            networks, often the largest, on the disk.
 
     Raises:
         LVSAError: where weights are missing or broken.
     """
     parts = {"default": dtype, **dict.fromkeys(adapter.float32_components, torch.float32)}
     origin = source.name if source.on_hub else source.folder
+    absent = {} if encodes else {name: None for name in ENCODERS if name in source.index}
+    pipeline = getattr(diffusers, source.pipeline_class)
     try:
-        return getattr(diffusers, source.pipeline_class).from_pretrained(origin, dtype=parts)
+        pipe = pipeline.from_pretrained(origin, dtype=parts, **absent)
     except OSError as error:
         raise LVSAError(f"--model {source.name}: {error}") from error
+    if adapter.tiled_vae:
+        pipe.vae.enable_tiling()
+    return pipe
 
 
 def defaults_for(source: ModelSource, adapter: ModelAdapter, skeleton: Any) -> Defaults | None:

@@ -42,15 +42,15 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
         frames: ``[F, H, W, 3]`` in 0 … 1.
         fps: frames per second.
     """
-    pixels = (np.asarray(frames).clip(0, 1) * 255).round().astype(np.uint8)
     # Macro blocks of one pixel: otherwise frames are scaled to multiples of 16, unasked.
     form = {"codec": "libx264", "quality": 8, "macro_block_size": 1}
     with (
         written_whole(path) as temporary,
         imageio.get_writer(temporary, format="FFMPEG", fps=fps, **form) as writer,
     ):
-        for frame in pixels:
-            writer.append_data(frame)
+        # Frame by frame: a long video in float32 is large enough once.
+        for frame in frames:
+            writer.append_data((frame.clip(0, 1) * 255).round().astype(np.uint8))
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:

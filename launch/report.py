@@ -42,7 +42,10 @@ def attention_flops(job: Job) -> tuple[float, float]:
 
 
 def exchange_bytes(job: Job, shards: Shards) -> dict[str, list[float]]:
-    """Bytes that each rank receives per layer and pass, mean over the offsets, by exchange."""
+    """Bytes that each rank receives per layer and guidance pass, mean over offsets, by exchange.
+
+    A pipeline that runs both passes as one batch receives twice as much per call.
+    """
     one = token_bytes(1, job.heads, job.head_dim, job.dtype)
     return {
         name: (received_tokens(exchange, shards, job.pattern).mean(0) * one).tolist()
@@ -81,7 +84,9 @@ def report(job: Job) -> str:
         + ("" if L % P == 0 else "; cuts fall inside frames, which changes nothing")
     )
     if job.world > 1:
-        lines.append("received   MB per rank, layer and pass (min / mean / max over ranks):")
+        lines.append(
+            "received   MB per rank, layer and guidance pass (min / mean / max over ranks):"
+        )
         for name, values in exchange_bytes(job, shards).items():
             low, mean, high = min(values) / 1e6, float(np.mean(values)) / 1e6, max(values) / 1e6
             mark = "  ← this job" if name == job.config.exchange else ""

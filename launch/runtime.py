@@ -128,11 +128,11 @@ def start(device: str, timeout: float) -> Iterator[Runtime]:
         timeout=limit,
         device_id=chosen if chosen.type == "cuda" else None,
     )
-    try:
-        with logging_redirect_tqdm():
-            yield Runtime(rank, world, chosen, store)
-    finally:
-        dist.destroy_process_group()
+    with logging_redirect_tqdm():
+        yield Runtime(rank, world, chosen, store)
+    # Only after success: it waits for the other ranks, who after a failure may wait for this one.
+    # A process that fails just ends, and torchrun ends the others.
+    dist.destroy_process_group()
 
 
 def pick_device(device: str, local_rank: int) -> torch.device:

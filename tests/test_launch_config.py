@@ -116,7 +116,7 @@ def test_help_models_lists_defaults(capsys):
         (["--num-frames", "46"], GridError, "46 frames are not 4k [+] 1.*nearest: 45 or 49"),
         (["--height", "40"], GridError, "height is 40 pixels; it must be a multiple of 16"),
         (["--backend", "flex"], BackendUnavailable, "flex"),
-        (["--backend", "flashinfer"], BackendUnavailable, r"lvsa-launcher\[flashinfer\]"),
+        (["--backend", "flashinfer"], BackendUnavailable, "flashinfer"),
         (["--backend", "magic"], LVSAError, "unknown backend 'magic'; known: sdpa"),
         (["--lvsa", "--window-size", "2"], LVSAError, "less than one latent frame of 4"),
         (["--steps", "0"], LVSAError, "--steps is 0; it must be at least 1"),
@@ -133,6 +133,13 @@ def test_divisibility_is_checked_before_weights_are_loaded(model):
     with pytest.raises(DivisibilityError, match="do not divide by 5 ranks"):
         job(model, world=5)
     assert job(model, "--dry-run", "--ranks", "5").world == 5, "a dry run tells instead"
+
+
+def test_a_repository_without_an_index(monkeypatch, tmp_path):
+    """The repository that the authors published, beside the one in diffusers' format."""
+    monkeypatch.setattr("lvsa.launch.models.snapshot_download", lambda *a, **k: str(tmp_path))
+    with pytest.raises(UnknownModel, match=r"no model_index.json; .*often named …-Diffusers"):
+        find_model("Wan-AI/Wan2.1-T2V-14B")
 
 
 def test_images_and_videos_go_to_pipelines_that_take_them(model, tmp_path):

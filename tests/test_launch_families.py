@@ -108,6 +108,9 @@ def test_the_same_video_on_any_ranks(family, inputs, tmp_path):
         ("hunyuan-t2v", IMAGE, "--image: HunyuanVideo15Pipeline takes none"),
         ("wan-2.2-t2v", VIDEO, "--video: WanPipeline takes none; it takes a prompt only"),
         ("wan-v2v", [*VIDEO[:2], "--strength", "2"], "--strength is 2.0; allowed"),
+        ("wan-v2v", [*VIDEO[:2], "--strength", "0.3"], "leaves none to run; smallest .* 0.33"),
+        ("cogvideox-2b", ["--riflex"], "RIFLEx knows no temporal rotary embedding"),
+        ("wan-2.2-t2v", ["--riflex", "--riflex-ratio", "-1"], "riflex_ratio is -1.0"),
         ("wan-v2v", [*VIDEO, "--num-frames", "61"], "has 60 frames, fewer than --num-frames 61"),
     ],
 )

@@ -36,6 +36,7 @@ class Backend(ABC):
             scale: of the scores; 1/sqrt(D) by default.
 
         Returns:
-            Output in the dtype of the queries or of the log-sum-exp, zero for queries that attend nothing here, and
-            the natural log-sum-exp ``[B, H, L]`` in float32 (float64 for float64), −inf for them.
+            Output in the dtype of the queries or of the log-sum-exp, zero for queries that attend
+            nothing here, and the natural log-sum-exp ``[B, H, L]`` in float32 (float64 for
+            float64), −inf for them.
         """

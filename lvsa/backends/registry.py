@@ -21,8 +21,7 @@ def _flex() -> Backend:
 
 def _flashinfer() -> Backend:
     raise BackendUnavailable(
-        "backend 'flashinfer' has no LVSA kernel in this version, and needs CUDA and the extra "
-        "'lvsa-launcher[flashinfer]'; use --backend sdpa"
+        "backend 'flashinfer' (CUDA only) has no LVSA kernel in this version; use --backend sdpa"
     )
 
 

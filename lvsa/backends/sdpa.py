@@ -152,7 +152,9 @@ def kernel_for(q: Tensor) -> Kernel:
         return _flash_cpu
     if q.device.type == "cuda":
         if q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256:
-            return _flash_cuda
+            # Flash attention came with Ampere; the efficient kernel serves older GPUs.
+            recent = torch.cuda.get_device_capability(q.device) >= (8, 0)
+            return _flash_cuda if recent else _efficient_cuda
         if q.dtype == torch.float32:
             return _efficient_cuda
     raise BackendUnavailable(
