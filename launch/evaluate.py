@@ -1,0 +1,93 @@
+"""Measures videos of coloured shapes: freezing, looping, motion, persistence and colour.
+
+python launch/evaluate.py clip.mp4 --caption "a red circle bounces"
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import imageio.v3 as imageio
+import numpy as np
+import tyro
+
+from lvsa.errors import LVSAError
+from lvsa.launch.quality import Quality, colours_in, measure
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("frames", "frozen", "loop", "path", "span", "persistence", "colour")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measure videos."""
+
+    videos: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Video files, mp4 or anything else that imageio reads."""
+    caption: str | None = None
+    """What the videos should show; its colours are looked for."""
+    out: Path | None = None
+    """JSON file for the measures."""
+
+
+def read_video(path: Path) -> np.ndarray:
+    """Frames ``[F, H, W, 3]``, 0 to 1.
+
+    Raises:
+        LVSAError: for a file that is missing or that is no video.
+    """
+    if not path.is_file():
+        raise LVSAError(f"no such file: {path}")
+    try:
+        frames = np.asarray(imageio.imread(path, index=None, plugin="FFMPEG"))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LVSAError(f"{path} cannot be read as a video: {error}") from error
+    return frames[..., :3].astype(np.float32) / 255
+
+
+def table(rows: Sequence[tuple[str, Quality]]) -> str:
+    """Measures as text, a video a line."""
+    width = max(len("video"), *(len(name) for name, _ in rows))
+    lines = ["video".ljust(width) + "".join(f"{column:>13}" for column in COLUMNS)]
+    for name, quality in rows:
+        cells = []
+        for column in COLUMNS:
+            value = getattr(quality, column)
+            cells.append("–" if value is None else f"{value:g}" if column == "frames" else "")
+            if not cells[-1]:
+                cells[-1] = f"{value:.3f}"
+        lines.append(name.ljust(width) + "".join(f"{cell:>13}" for cell in cells))
+    return "\n".join(lines)
+
+
+def evaluate(settings: Evaluation) -> list[tuple[str, Quality]]:
+    """Measures all videos; writes the JSON file if one is asked for."""
+    if not settings.videos:
+        raise LVSAError("no video given; usage: python launch/evaluate.py VIDEO…")
+    colours = colours_in(settings.caption or "")
+    rows = [(str(path), measure(read_video(path), colours)) for path in settings.videos]
+    if settings.out is not None:
+        part = settings.out.with_name(settings.out.name + ".part")
+        part.write_text(json.dumps([{"video": n, **asdict(q)} for n, q in rows], indent=2) + "\n")
+        os.replace(part, settings.out)
+    return rows
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    try:
+        rows = evaluate(tyro.cli(Evaluation, description=__doc__))
+    except LVSAError as error:
+        logger.error("%s", error)
+        raise SystemExit(2) from None
+    sys.stdout.write(table(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()

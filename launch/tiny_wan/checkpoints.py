@@ -1,0 +1,26 @@
+"""Checkpoints written whole or not at all."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Writes ``state`` beside ``path``, then puts it in its place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at ``path``, or None where there is none."""
+    if not path.exists():
+        return None
+    logger.info("going on from %s", path)
+    return dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -1,0 +1,46 @@
+"""The VAE's encoder and decoder in two passes, for training.
+
+`AutoencoderKLWan` goes through a video four frames at a time and carries its causal convolutions'
+last frames along. The carried frames make the cut invisible, so the first frame and then all the
+others at once give the same values, in fewer and larger operations, and without the decoder's
+clamp, which would stop gradients.
+"""
+
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
+from torch import Tensor, cat
+
+
+def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
+    """``[B, 3, 1 + 4·n, H, W]`` to means and log variances ``[B, 2·z, 1 + n, H/8, W/8]``."""
+    vae.clear_cache()
+    x = patchify(video, vae.config.patch_size or 1)
+    parts = []
+    for part in (x[:, :, :1], x[:, :, 1:]):
+        if part.shape[2]:
+            vae._enc_conv_idx = [0]
+            parts.append(
+                vae.encoder(part, feat_cache=vae._enc_feat_map, feat_idx=vae._enc_conv_idx)
+            )
+    vae.clear_cache()
+    return vae.quant_conv(cat(parts, dim=2))
+
+
+def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """``[B, z, 1 + n, h, w]`` to ``[B, 3, 1 + 4·n, 8·h, 8·w]``, not clamped."""
+    vae.clear_cache()
+    x = vae.post_quant_conv(latents)
+    parts = []
+    for i, part in enumerate((x[:, :, :1], x[:, :, 1:])):
+        if part.shape[2]:
+            vae._conv_idx = [0]
+            parts.append(
+                vae.decoder(
+                    part,
+                    feat_cache=vae._feat_map,
+                    feat_idx=vae._conv_idx,
+                    first_chunk=i == 0,
+                )
+            )
+    vae.clear_cache()
+    return unpatchify(cat(parts, dim=2), vae.config.patch_size or 1)

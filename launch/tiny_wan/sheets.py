@@ -1,0 +1,22 @@
+"""Contact sheets: clips as rows of frames."""
+
+import os
+from pathlib import Path
+
+import imageio.v3 as imageio
+import torch
+from torch import Tensor
+
+
+def save_sheet(videos: Tensor, path: Path, columns: int = 9) -> None:
+    """Writes ``[B, 3, F, H, W]``, −1 to 1, as a PNG of B rows of up to ``columns`` frames."""
+    frames = videos.shape[2]
+    chosen = torch.linspace(0, frames - 1, min(columns, frames)).round().long()
+    # A dark line between pictures, which shows where a shape leaves its own.
+    padded = torch.nn.functional.pad(videos[:, :, chosen], (0, 2, 0, 2), value=-1.0)
+    rows = padded.permute(0, 3, 2, 4, 1).flatten(0, 1).flatten(1, 2)
+    pixels = ((rows.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name("part-" + path.name)
+    imageio.imwrite(part, pixels)
+    os.replace(part, path)
