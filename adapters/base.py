@@ -285,3 +285,8 @@ class ModelAdapter(ABC):
         Nothing by default: plans cut the tables that a module makes, and `apply_rotary` takes its
         rank's rows of a table that comes whole.
         """
+
+
+def split_heads(attn: Any, x: Tensor) -> Tensor:
+    """``[B, L, H·D]`` to ``[B, L, H, D]``."""
+    return x.unflatten(2, (attn.heads, -1))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lvsa.adapters.base import ModelAdapter
+from lvsa.adapters.base import ModelAdapter, split_heads
 from lvsa.adapters.known import Defaults, KnownModel
 from lvsa.errors import LVSAError
 from lvsa.processor import QKV
@@ -126,12 +126,12 @@ class HunyuanVideo15Adapter(ModelAdapter):
     # Projections
 
     def extract_qkv(self, attn: Any, hidden: Tensor, encoder: Tensor | None) -> QKV:
-        q, k, v = (_heads(attn, to(hidden)) for to in (attn.to_q, attn.to_k, attn.to_v))
+        q, k, v = (split_heads(attn, to(hidden)) for to in (attn.to_q, attn.to_k, attn.to_v))
         return attn.norm_q(q), attn.norm_k(k), v
 
     def extract_encoder_qkv(self, attn: Any, encoder: Tensor) -> QKV | None:
         q, k, v = (
-            _heads(attn, project(encoder))
+            split_heads(attn, project(encoder))
             for project in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
         )
         q = q if attn.norm_added_q is None else attn.norm_added_q(q)
@@ -162,11 +162,6 @@ class HunyuanVideo15Adapter(ModelAdapter):
             # The text refiner has attention of its own, over text only.
             if path.startswith("transformer_blocks.") and path.endswith(".attn"):
                 yield path, module
-
-
-def _heads(attn: Any, x: Tensor) -> Tensor:
-    """``[B, L, H·D]`` to ``[B, L, H, D]``."""
-    return x.unflatten(2, (attn.heads, -1))
 
 
 def _is_i2v(pipe: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from lvsa.adapters.base import ModelAdapter
+from lvsa.adapters.base import ModelAdapter, split_heads
 from lvsa.adapters.known import Defaults, KnownModel
 from lvsa.cp_plans import ModelPlan, get_plan, plan_for
 from lvsa.errors import LVSAError
@@ -219,20 +219,24 @@ class WanAdapter(ModelAdapter):
 
     def extract_qkv(self, attn: Any, hidden: Tensor, encoder: Tensor | None) -> QKV:
         if attn.is_cross_attention:
-            q = _heads(attn, attn.norm_q(attn.to_q(hidden)))
+            q = split_heads(attn, attn.norm_q(attn.to_q(hidden)))
             return q, q, q
         if getattr(attn, "fused_projections", False):
             q, k, v = attn.to_qkv(hidden).chunk(3, dim=-1)
         else:
             q, k, v = attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden)
-        return _heads(attn, attn.norm_q(q)), _heads(attn, attn.norm_k(k)), _heads(attn, v)
+        return (
+            split_heads(attn, attn.norm_q(q)),
+            split_heads(attn, attn.norm_k(k)),
+            split_heads(attn, v),
+        )
 
     def extract_cross_attn_kv(self, attn: Any, encoder: Tensor) -> tuple[Tensor, Tensor]:
         if getattr(attn, "fused_projections", False):
             k, v = attn.to_kv(encoder).chunk(2, dim=-1)
         else:
             k, v = attn.to_k(encoder), attn.to_v(encoder)
-        return _heads(attn, attn.norm_k(k)), _heads(attn, v)
+        return split_heads(attn, attn.norm_k(k)), split_heads(attn, v)
 
     def split_encoder_for_cross_attn(
         self, attn: Any, encoder: Tensor
@@ -247,7 +251,7 @@ class WanAdapter(ModelAdapter):
             k, v = attn.to_added_kv(encoder_image).chunk(2, dim=-1)
         else:
             k, v = attn.add_k_proj(encoder_image), attn.add_v_proj(encoder_image)
-        return _heads(attn, attn.norm_added_k(k)), _heads(attn, v)
+        return split_heads(attn, attn.norm_added_k(k)), split_heads(attn, v)
 
     def apply_rotary(
         self, q: Tensor, k: Tensor, rotary_emb: Any, local_seq: int, rank: int, world: int
@@ -262,8 +266,3 @@ class WanAdapter(ModelAdapter):
     def model_plan(self, pipe: Any, transformer: nn.Module) -> ModelPlan:
         per_token = getattr(pipe.config, "expand_timesteps", False)
         return get_plan("wan-per-token-timesteps") if per_token else plan_for(transformer)
-
-
-def _heads(attn: Any, x: Tensor) -> Tensor:
-    """``[B, L, H·D]`` to ``[B, L, H, D]``."""
-    return x.unflatten(2, (attn.heads, -1))

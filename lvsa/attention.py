@@ -76,6 +76,17 @@ class LVSAttention:
         exchange: str = "all_gather",
         backend: str | Backend = "sdpa",
     ) -> None:
+        # Before anything that a rank might refuse alone, while the others wait for it.
+        check_agreement(
+            {
+                "grid": grid,
+                "pattern": f"{pattern.digest} ({pattern})",
+                "exchange": exchange,
+                "backend": backend if isinstance(backend, str) else backend.name,
+            },
+            group,
+            what="attention settings",
+        )
         if pattern.frames != grid.frames:
             raise LVSAError(
                 f"the pattern is for {pattern.frames} latent frames, the grid has {grid.frames}"
@@ -85,16 +96,6 @@ class LVSAttention:
         self.backend = get_backend(backend) if isinstance(backend, str) else backend
         strategy = get_exchange(exchange)
         self.shards = Shards(grid, self.world)
-        check_agreement(
-            {
-                "grid": grid,
-                "pattern": f"{pattern.digest} ({pattern})",
-                "exchange": exchange,
-                "backend": self.backend.name,
-            },
-            group,
-            what="attention settings",
-        )
         self.exchange: Exchange = (strategy if self.world > 1 else Local)(
             self.shards, pattern, self.rank, group
         )
