@@ -202,10 +202,17 @@ class WanAdapter(ModelAdapter):
         """Video-to-video takes its length from the video instead of an argument.
 
         Raises:
-            LVSAError: for a video of another length than ``num_frames``.
+            LVSAError: for a video of another length than ``num_frames``, or a VAE that the
+                video-to-video pipeline miscounts.
         """
         if all(cls.__name__ != "WanVideoToVideoPipeline" for cls in type(pipe).__mro__):
             return arguments
+        if pipe.vae_scale_factor_spatial != self.spatial_factor(pipe):
+            raise LVSAError(
+                f"{type(pipe).__name__} reckons with {pipe.vae_scale_factor_spatial} pixels to a "
+                f"latent pixel; this model's VAE has {self.spatial_factor(pipe)}, so it cannot "
+                "start from a video in this version of diffusers"
+            )
         arguments = dict(arguments)
         wanted, video = arguments.pop("num_frames", None), arguments.get("video")
         if wanted is None or not isinstance(video, list):

@@ -5,6 +5,7 @@ import json
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 
 from lvsa.errors import LVSAError
 from lvsa.launch.config import parse
@@ -125,9 +126,13 @@ def test_inputs_that_do_not_fit_the_model(family, more, message, inputs, tmp_pat
 def test_images_are_anchors(inputs, tmp_path):
     build, given, *_ = FAMILIES["wan-2.2-i2v"]
     model = str(saved(build(), tmp_path / "model"))
-    import torch
-
     more = ["--last-image", "IMAGE", "--n-first-frames", "0", "--condition-frames", "5"]
     arguments = arguments_for(model, [*given, *more], inputs, tmp_path)
     job = make_job(parse(arguments), 1, torch.device("cpu"))
     assert job.pattern.condition_frames == (0, 5, 10)
+
+
+def test_a_vae_that_video_to_video_miscounts(inputs):
+    """diffusers takes the spatial factor from the levels of the VAE, not from its config."""
+    with pytest.raises(LVSAError, match=r"reckons with 4 pixels .* this model's VAE has 8"):
+        make_job(parse(["--video", inputs["VIDEO"], "--num-frames", "57"]), 1, torch.device("cpu"))
