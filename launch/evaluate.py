@@ -5,7 +5,6 @@ python launch/evaluate.py clip.mp4 --caption "a red circle bounces"
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import tyro
 
 from lvsa.errors import LVSAError
+from lvsa.launch.output import written_whole
 from lvsa.launch.quality import Quality, colours_in, measure
 
 logger = logging.getLogger(__name__)
@@ -73,9 +73,9 @@ def evaluate(settings: Evaluation) -> list[tuple[str, Quality]]:
     colours = colours_in(settings.caption or "")
     rows = [(str(path), measure(read_video(path), colours)) for path in settings.videos]
     if settings.out is not None:
-        part = settings.out.with_name(settings.out.name + ".part")
-        part.write_text(json.dumps([{"video": n, **asdict(q)} for n, q in rows], indent=2) + "\n")
-        os.replace(part, settings.out)
+        measures = [{"video": n, **asdict(q)} for n, q in rows]
+        with written_whole(settings.out) as part:
+            part.write_text(json.dumps(measures, indent=2) + "\n")
     return rows
 
 

@@ -52,10 +52,14 @@ class Job:
         return Shards(self.grid, self.world)
 
     @property
+    def transformer(self) -> Any:
+        """The (first) transformer, without weights."""
+        return next(iter(self.adapter.transformers(self.skeleton).values()))
+
+    @property
     def transformer_config(self) -> Any:
         """Config of the (first) transformer."""
-        transformer: Any = next(iter(self.adapter.transformers(self.skeleton).values()))
-        return transformer.config
+        return self.transformer.config
 
     @property
     def heads(self) -> int:
@@ -70,8 +74,7 @@ class Job:
     @property
     def layers(self) -> int:
         """Attentions over video tokens in one forward of the (first) transformer."""
-        transformer = next(iter(self.adapter.transformers(self.skeleton).values()))
-        return sum(1 for _ in self.adapter.attention_modules(transformer))
+        return sum(1 for _ in self.adapter.attention_modules(self.transformer))
 
 
 def make_job(config: GenerateConfig, world: int, device: torch.device) -> Job:
@@ -127,7 +130,7 @@ def make_job(config: GenerateConfig, world: int, device: torch.device) -> Job:
     )
     if not config.dry_run:
         # A dry run tells what would divide; anything else cannot go on.
-        assert job.shards
+        Shards(job.grid, job.world)
     return job
 
 

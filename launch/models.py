@@ -4,7 +4,6 @@ import inspect
 import json
 import logging
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-from lvsa.adapters import known_adapters
+from lvsa.adapters import get_adapter, known_adapters
 from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.known import Defaults, KnownModel
 from lvsa.errors import LVSAError, UnknownModel
@@ -125,7 +124,7 @@ def _skeleton_part(folder: Path, library: str | None, class_name: str | None) ->
     """A component without weights; None for one that geometry does not depend on."""
     if library != "diffusers" or class_name is None:
         return None
-    cls = getattr(import_module("diffusers"), class_name)
+    cls = getattr(diffusers, class_name)
     if not issubclass(cls, torch.nn.Module):
         return cls.from_pretrained(folder)
     with torch.device("meta"):
@@ -180,8 +179,6 @@ def defaults_for(source: ModelSource, adapter: ModelAdapter, skeleton: Any) -> D
 
 def all_known_models() -> list[tuple[str, KnownModel]]:
     """Adapter name and checkpoint, for every family."""
-    from lvsa.adapters import get_adapter
-
     return [(name, model) for name in known_adapters() for model in get_adapter(name).known_models]
 
 

@@ -42,7 +42,7 @@ def wan_vae() -> AutoencoderKLWan:
     )
 
 
-def wan_transformer(**overrides) -> WanTransformer3DModel:
+def wan_transformer(cls=WanTransformer3DModel, **overrides):
     config = {
         "patch_size": (1, 2, 2),
         "num_attention_heads": 2,
@@ -56,7 +56,7 @@ def wan_transformer(**overrides) -> WanTransformer3DModel:
         "cross_attn_norm": True,
         "rope_max_seq_len": 256,
     }
-    return WanTransformer3DModel(**{**config, **overrides})
+    return cls(**{**config, **overrides})
 
 
 def wan_pipeline(

@@ -24,7 +24,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from tests.tiny import byte_tokenizer, wan_vae
+from tests.tiny import byte_tokenizer, wan_transformer, wan_vae
 
 IMAGE_TOKENS = 5  # 2 × 2 patches and the class token
 IMAGE_WIDTH = 8
@@ -35,20 +35,7 @@ FIRST_AND_LAST = {**IMAGE, "pos_embed_seq_len": 2 * IMAGE_TOKENS}
 
 
 def transformer(cls=WanTransformer3DModel, **overrides):
-    config = {
-        "patch_size": (1, 2, 2),
-        "num_attention_heads": 2,
-        "attention_head_dim": 12,
-        "in_channels": 4,
-        "out_channels": 4,
-        "text_dim": 16,
-        "freq_dim": 16,
-        "ffn_dim": 32,
-        "num_layers": 2,
-        "cross_attn_norm": True,
-        "rope_max_seq_len": 256,
-    }
-    model = cls(**{**config, **overrides}).eval()
+    model = wan_transformer(cls, **overrides).eval()
     image = model.condition_embedder.image_embedder
     if image is not None and image.pos_embed is not None:
         # A new model has zeros there, which would hide a wrong order of the images.
