@@ -1,4 +1,4 @@
-"""Measures videos of coloured shapes: freezing, looping, motion, persistence and colour.
+"""Measures videos of coloured shapes: freezing, looping, motion, persistence and fidelity.
 
 python launch/evaluate.py clip.mp4 --caption "a red circle bounces"
 """
@@ -17,11 +17,11 @@ import tyro
 
 from lvsa.errors import LVSAError
 from lvsa.launch.output import written_whole
-from lvsa.launch.quality import Quality, colours_in, measure
+from lvsa.launch.quality import Quality, measure
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("frames", "frozen", "loop", "path", "span", "persistence", "colour")
+COLUMNS = ("frames", "frozen", "loop", "path", "span", "persistence", "motion", "colour", "shape")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Evaluation:
     videos: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Video files, mp4 or anything else that imageio reads."""
     caption: str | None = None
-    """What the videos should show; its colours are looked for."""
+    """What the videos should show; its colours, shapes and motion are looked for."""
     out: Path | None = None
     """JSON file for the measures."""
 
@@ -56,22 +56,24 @@ def table(rows: Sequence[tuple[str, Quality]]) -> str:
     width = max(len("video"), *(len(name) for name, _ in rows))
     lines = ["video".ljust(width) + "".join(f"{column:>13}" for column in COLUMNS)]
     for name, quality in rows:
-        cells = []
-        for column in COLUMNS:
-            value = getattr(quality, column)
-            cells.append("–" if value is None else f"{value:g}" if column == "frames" else "")
-            if not cells[-1]:
-                cells[-1] = f"{value:.3f}"
+        cells = [_cell(getattr(quality, column)) for column in COLUMNS]
         lines.append(name.ljust(width) + "".join(f"{cell:>13}" for cell in cells))
     return "\n".join(lines)
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def evaluate(settings: Evaluation) -> list[tuple[str, Quality]]:
     """Measures all videos; writes the JSON file if one is asked for."""
     if not settings.videos:
         raise LVSAError("no video given; usage: python launch/evaluate.py VIDEO…")
-    colours = colours_in(settings.caption or "")
-    rows = [(str(path), measure(read_video(path), colours)) for path in settings.videos]
+    rows = [
+        (str(path), measure(read_video(path), settings.caption or "")) for path in settings.videos
+    ]
     if settings.out is not None:
         measures = [{"video": n, **asdict(q)} for n, q in rows]
         with written_whole(settings.out) as part:

@@ -1,4 +1,4 @@
-"""What a video of a coloured shape does, in numbers: freezing, looping, motion, colour and more.
+"""What a video of a coloured shape does, in numbers: freezing, looping, motion, fidelity and more.
 
 All measures take a video as an array ``[F, H, W, 3]`` with values 0 to 1. They follow the pixels
 whose colour is far from grey, so they fit clips of coloured shapes on a dull background. Positions
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lvsa.errors import LVSAError
-from lvsa.launch.tiny_wan.captions import COLOURS
+from lvsa.launch.fidelity import meets, motion_of, shape_in
+from lvsa.launch.tiny_wan.captions import COLOURS, MEETING, asked_by
 
 CHROMA = 0.3
 """Least difference between a coloured pixel's largest and smallest channel."""
@@ -38,8 +39,14 @@ class Quality:
     """Farthest reach of the path along either axis, frame widths."""
     persistence: float
     """Share of frames with an object of about its usual area."""
+    motion: str
+    """What the object does, as `fidelity.motion_of` names it; "meet" for two that do."""
     colour: float | None
     """Share of frames in which the asked colours are there and none else prevails."""
+    shape: float | None
+    """Share of frames in which every asked object has the asked shape."""
+    motion_right: bool | None
+    """Whether `motion` is the one asked for."""
 
     @property
     def moves(self) -> bool:
@@ -50,6 +57,11 @@ class Quality:
         """In 4 of 5 frames at least."""
         return self.colour is not None and self.colour >= 0.8
 
+    @property
+    def shape_right(self) -> bool:
+        """In 4 of 5 frames at least."""
+        return self.shape is not None and self.shape >= 0.8
+
 
 @dataclass(frozen=True)
 class Track:
@@ -57,27 +69,42 @@ class Track:
 
     path: np.ndarray
     """``[F, 2]`` unwrapped centres (x, y), pixels; frames without object repeat the last."""
-    area: np.ndarray
-    """``[F]`` pixels of the object."""
+    mask: np.ndarray
+    """``[F, H, W]``, true on the object."""
+
+    @property
+    def area(self) -> np.ndarray:
+        """``[F]`` pixels of the object."""
+        return np.asarray(self.mask.sum(axis=(1, 2)))
 
 
-def colours_in(caption: str) -> tuple[str, ...]:
-    """The colours that a caption names, in its order."""
-    return tuple(word for word in caption.lower().replace(",", " ").split() if word in COLOURS)
+def measure(video: np.ndarray, caption: str = "") -> Quality:
+    """All measures of a video.
 
-
-def measure(video: np.ndarray, colours: Sequence[str] = ()) -> Quality:
-    """All measures of a video; the object is of the first colour, or of the prevailing one.
+    Args:
+        video: ``[F, H, W, 3]``, 0 to 1.
+        caption: what the video should show. Its first colour tells which object to follow,
+            otherwise that of the prevailing colour; what it does not name is not judged.
 
     Raises:
-        LVSAError: for an array that is no video, or an unknown colour.
+        LVSAError: for an array that is no video.
     """
-    check(video, colours)
+    if video.ndim != 4 or video.shape[-1] != 3 or len(video) < 2:
+        raise LVSAError(
+            f"a video has shape [frames, height, width, 3] and at least 2 frames, "
+            f"not {list(video.shape)}"
+        )
+    asked = asked_by(caption)
     names = classify(video)
-    found = track(names, colours[0] if colours else None)
     height, width = video.shape[1:3]
+    tracks = [track(names, colour) for colour in asked.colours or (None,)]
+    found = tracks[0]
     steps = np.diff(smooth(found.path), axis=0)
     span = float((found.path.max(axis=0) - found.path.min(axis=0)).max())
+    motion = motion_of(smooth(found.path, 9), MOVING_SPAN * width)
+    if len(tracks) == 2 and meets(tracks[0].path, tracks[1].path, np.array([width, height])):
+        motion = MEETING
+    judged = len(asked.shapes) == len(asked.colours) > 0
     return Quality(
         frames=len(video),
         frozen=frozen_share(video),
@@ -85,19 +112,11 @@ def measure(video: np.ndarray, colours: Sequence[str] = ()) -> Quality:
         path=float(np.linalg.norm(steps, axis=1).sum()) / width,
         span=span / width,
         persistence=persistence(found.area, LEAST_AREA * height * width),
-        colour=colour_share(names, colours) if colours else None,
+        motion=motion,
+        colour=colour_share(names, asked.colours) if asked.colours else None,
+        shape=shape_share(tracks, asked.shapes) if judged else None,
+        motion_right=motion == asked.motion if asked.motion else None,
     )
-
-
-def check(video: np.ndarray, colours: Sequence[str]) -> None:
-    if video.ndim != 4 or video.shape[-1] != 3 or len(video) < 2:
-        raise LVSAError(
-            f"a video has shape [frames, height, width, 3] and at least 2 frames, "
-            f"not {list(video.shape)}"
-        )
-    for colour in colours:
-        if colour not in COLOURS:
-            raise LVSAError(f"unknown colour {colour!r}; known: {', '.join(COLOURS)}")
 
 
 def hue(pixels: np.ndarray) -> np.ndarray:
@@ -139,7 +158,7 @@ def track(names: np.ndarray, colour: str | None = None) -> Track:
         else:
             path[i] = path[i - 1] + (wrapped[i] - wrapped[last] + size / 2) % size - size / 2
         last = i
-    return Track(path, area)
+    return Track(path, mask)
 
 
 def _centre(counts: np.ndarray) -> np.ndarray:
@@ -204,3 +223,13 @@ def colour_share(names: np.ndarray, colours: Sequence[str]) -> float:
     there = (counts[:, asked] >= least).all(axis=1)
     prevailing = counts[:, list(set(asked))].sum(axis=1) > 0.5 * counts.sum(axis=1)
     return float((there & prevailing).mean())
+
+
+def shape_share(tracks: Sequence[Track], shapes: Sequence[str]) -> float:
+    """Share of frames in which each object is there and looks most like its shape."""
+    right = np.ones(len(tracks[0].path), dtype=bool)
+    for found, shape in zip(tracks, shapes, strict=True):
+        least = LEAST_AREA * found.mask[0].size
+        for i, (mask, centre) in enumerate(zip(found.mask, found.path, strict=True)):
+            right[i] &= mask.sum() >= least and shape_in(mask, centre) == shape
+    return float(right.mean())

@@ -9,7 +9,6 @@ Results go to a JSON file as they come; a run goes on where an earlier one stopp
 import itertools
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -25,7 +24,8 @@ from tqdm import tqdm
 
 import lvsa
 from lvsa.errors import LVSAError
-from lvsa.launch.quality import colours_in, measure
+from lvsa.launch.output import written_whole
+from lvsa.launch.quality import measure
 from lvsa.launch.tiny_wan import sheets, study_report
 from lvsa.launch.tiny_wan.captions import held_out
 from lvsa.launch.tiny_wan.clips import SIZE, draw_clip, render
@@ -146,7 +146,7 @@ def run(study: Study) -> list[dict[str, Any]]:
         else:
             videos = generate(pipe, captions, seed, latent, variant, study)
         for caption, video in zip(captions, videos, strict=True):
-            quality = measure(video.permute(0, 2, 3, 1).numpy(), colours_in(caption))
+            quality = measure(video.permute(0, 2, 3, 1).numpy(), caption)
             results.append(
                 {
                     "variant": variant,
@@ -155,6 +155,7 @@ def run(study: Study) -> list[dict[str, Any]]:
                     "caption": caption,
                     "moves": quality.moves,
                     "colour_right": quality.colour_right,
+                    "shape_right": quality.shape_right,
                     **asdict(quality),
                 }
             )
@@ -177,11 +178,9 @@ def picture(variant: str, latent: int, seed: int, captions: list[str]) -> str:
 
 def write_json(results: list[dict[str, Any]], path: Path) -> None:
     """Writes the results, a video a line, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(result) for result in results)
-    part = path.with_name(path.name + ".part")
-    part.write_text(f"[\n{lines}\n]\n")
-    os.replace(part, path)
+    with written_whole(path) as part:
+        part.write_text(f"[\n{lines}\n]\n")
 
 
 def main() -> None:

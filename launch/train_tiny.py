@@ -3,7 +3,7 @@
     python launch/train_tiny.py --work /tmp/tiny-wan
 
 Stages: VAE, latents, transformer with text encoder, export. Each goes on from its checkpoint in
-the work folder; delete that folder to start afresh.
+the work folder, where sample pictures show how far it is; delete that folder to start afresh.
 """
 
 import logging
@@ -14,6 +14,8 @@ from typing import Literal
 
 import torch
 import tyro
+from diffusers import WanPipeline
+from torch import Tensor
 
 from lvsa.errors import LVSAError
 from lvsa.launch.tiny_wan import export, sheets
@@ -49,7 +51,7 @@ class Training:
     """Where to train; auto takes a GPU if there is one."""
     threads: int | None = None
     """CPU threads. Default: PyTorch's own choice."""
-    clips: int = 1600
+    clips: int = 3000
     """Clips that the transformer trains on."""
     vae: VAETraining = field(default_factory=VAETraining)
     """First stage."""
@@ -74,6 +76,9 @@ class Training:
             ("--dit.steps", self.dit.steps),
             ("--dit.batch", self.dit.batch),
             ("--dit.frames", self.dit.frames),
+            ("--vae.save-every", self.vae.save_every),
+            ("--dit.save-every", self.dit.save_every),
+            ("--dit.sample-every", self.dit.sample_every),
         ):
             if value < 1:
                 raise LVSAError(f"{name} is {value}; it must be at least 1")
@@ -99,7 +104,12 @@ def train(settings: Training) -> Path:
     logger.info("VAE: mse %.5f over %d clips of %d frames", mse, settings.measure_clips, frames)
     sheets.save_sheet(pictures[:12], work / "vae-full.png")
     data = read_latents(work)
-    train_dit(settings.dit, data, work, seed, device)
+
+    def preview(step: int) -> None:
+        found = samples(export.assemble(settings.dit, data, work), settings, frames)
+        sheets.save_sheet(found, work / f"samples-{step:05}.png")
+
+    train_dit(settings.dit, data, work, seed, device, preview)
     pipe = export.assemble(settings.dit, data, work)
     weights = sum(
         parameter.numel()
@@ -111,6 +121,12 @@ def train(settings: Training) -> Path:
         work, weights / 1e6, mse, len(data.captions), seed, machine, settings.vae, settings.dit
     )
     export.export(pipe, settings.out, card)
+    return settings.out
+
+
+def samples(pipe: WanPipeline, settings: Training, frames: int) -> Tensor:
+    """Videos of `SAMPLES` ``[B, 3, F, 64, 64]``, −1 to 1."""
+    pipe.set_progress_bar_config(disable=True)
     video = pipe(
         list(SAMPLES),
         height=SIZE,
@@ -118,11 +134,10 @@ def train(settings: Training) -> Path:
         num_frames=frames,
         num_inference_steps=settings.sample_steps,
         guidance_scale=4.0,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(settings.seed),
         output_type="pt",
     ).frames
-    sheets.save_sheet(video.transpose(1, 2) * 2 - 1, work / "samples.png")
-    return settings.out
+    return torch.as_tensor(video).transpose(1, 2) * 2 - 1
 
 
 def main() -> None:

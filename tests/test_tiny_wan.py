@@ -12,11 +12,11 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from lvsa.errors import LVSAError
 from lvsa.launch import study_quality, train_tiny
-from lvsa.launch.quality import colours_in, measure
+from lvsa.launch.quality import measure
 from lvsa.launch.tiny_wan import captions, checkpoints, chunks, clips, latents, model, muon, text
 from lvsa.launch.tiny_wan.dit_stage import Denoiser, DiTTraining, draw_sigmas
 from lvsa.launch.tiny_wan.progress import WARMUP_STEPS, Progress
-from lvsa.launch.tiny_wan.vae_stage import VAETraining, with_cuts
+from lvsa.launch.tiny_wan.vae_stage import VAETraining, loss_of, with_cuts, with_stills
 
 ASSETS = Path(__file__).parent.parent / "assets" / "tiny-wan"
 
@@ -49,8 +49,9 @@ def test_drawn_clips_do_what_their_captions_say(motion: str) -> None:
     clip = clips.draw_clip(scene, 81, np.random.default_rng(4))
     video = clips.render([clip])
     assert video.shape == (1, 3, 81, 64, 64) and video.abs().max() <= 1
-    found = measure(((video[0] + 1) / 2).permute(1, 2, 3, 0).numpy(), colours_in(scene.caption))
+    found = measure(((video[0] + 1) / 2).permute(1, 2, 3, 0).numpy(), scene.caption)
     assert found.moves and found.colour == 1 and found.persistence == 1
+    assert found.shape == 1 and found.motion_right
     if motion.startswith("drifts"):
         dx, dy = (clip.paths[0, 1] - clip.paths[0, 0] + 32) % 64 - 32
         assert tuple(np.sign([dx, dy]).astype(int)) == clips.DIRECTIONS[motion.split()[1]]
@@ -69,6 +70,27 @@ def test_cuts_join_clips_at_the_start_of_latent_frames() -> None:
     assert torch.equal(cut.sort(dim=0).values, whole[:, 0, :, 0, 0])
     changes = (cut.diff(dim=1) != 0).any(dim=0).nonzero().flatten() + 1
     assert len(changes) > 1 and (changes % 4 == 1).all()
+
+
+def test_stills_ask_for_one_language_of_the_first_latent_frames() -> None:
+    draw = np.random.default_rng(0)
+    video = torch.rand(8, 3, 9, 64, 64) * 2 - 1
+    after, still = with_stills(video, draw)
+    assert 0 < still.sum() < 8
+    assert torch.equal(after[~still], video[~still]) and torch.equal(
+        after[:, :, 5:], video[:, :, 5:]
+    )
+    assert (after[still, :, 1:5] == video[still, :, :1]).all()
+    assert not with_stills(video[:, :, :1], draw)[1].any()
+    # The weight counts where something stands still, and only there.
+    vae, losses = model.build_vae(base_dim=4), {}
+    for weight in (0.0, 1.0):
+        for standing in (still[:0].new_zeros(8), still):
+            torch.manual_seed(0)
+            settings = VAETraining(first_weight=weight)
+            loss, _ = loss_of(vae, after, standing, settings, autocast=False)
+            losses[weight, bool(standing.any())] = float(loss.detach())
+    assert losses[0.0, False] == losses[0.0, True] == losses[1.0, False] < losses[1.0, True]
 
 
 def test_tokenizer_knows_the_words_and_spells_the_rest() -> None:
@@ -174,7 +196,7 @@ def tiny_training(folder: Path) -> train_tiny.Training:
         measure_clips=1,
         sample_steps=1,
         vae=VAETraining(steps=2, batch=1, frames=5, base_dim=4),
-        dit=DiTTraining(steps=2, frames=3, batch=2, heads=2, head_dim=12, layers=1),
+        dit=DiTTraining(steps=2, sample_every=1, frames=3, batch=2, heads=2, head_dim=12, layers=1),
     )
 
 
@@ -188,7 +210,9 @@ def test_training_in_miniature_goes_on_and_makes_a_pipeline(
     out = train_tiny.train(settings)
     first = checkpoints.load(settings.work / "dit.pt")
     assert first is not None and first["step"] == 2
-    assert (settings.work / "samples.png").exists() and "2 clips" in (out / "README.md").read_text()
+    assert "2 clips" in (out / "README.md").read_text()
+    pictures = {"vae.png", "vae-full.png", "samples-00001.png", "samples-00002.png"}
+    assert {path.name for path in settings.work.glob("*.png")} == pictures
     # One more step goes on from the checkpoint: the weights move, but the VAE's stay.
     vae = checkpoints.load(settings.work / "vae.pt")
     more = dataclasses.replace(settings, dit=dataclasses.replace(settings.dit, steps=3))
@@ -285,5 +309,5 @@ def test_trained_pipeline_shows_the_colour_that_it_was_asked_for(trained: WanPip
     ).frames
     assert found.shape == (2, 21, 3, 64, 64)
     for prompt, video in zip(prompts, found, strict=True):
-        quality = measure(video.permute(0, 2, 3, 1).float().numpy(), colours_in(prompt))
+        quality = measure(video.permute(0, 2, 3, 1).float().numpy(), prompt)
         assert quality.colour is not None and quality.colour > 0.5

@@ -45,6 +45,27 @@ class Scene:
         return " and ".join(str(subject) for subject in self.subjects) + f" {self.motion}"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a text asks for in the captions' words; parts that it does not name are empty."""
+
+    colours: tuple[str, ...]
+    shapes: tuple[str, ...]
+    motion: str | None
+
+
+def asked_by(text: str) -> Asked:
+    """Reads any text: colours and shapes in its order, and the motion."""
+    words = text.lower().replace(",", " ").split()
+    spaced = f" {' '.join(words)} "
+    motions = [motion for motion in (*MOTIONS, MEETING) if f" {motion} " in spaced]
+    return Asked(
+        tuple(word for word in words if word in COLOURS),
+        tuple(word for word in words if word in SHAPES),
+        motions[0] if motions else None,
+    )
+
+
 def single_scenes() -> list[Scene]:
     """Every scene of one subject: colours × shapes × motions."""
     return [
@@ -84,7 +105,7 @@ def held_out() -> list[Scene]:
     return chosen + draw.sample(meeting_scenes(), HELD_OUT_MEETING)
 
 
-def training_scenes(meeting_share: float = 0.15) -> tuple[list[Scene], list[Scene], float]:
+def training_scenes(meeting_share: float = 0.2) -> tuple[list[Scene], list[Scene], float]:
     """Single scenes, meetings, and the share of clips that are meetings; held-out ones removed."""
     kept_out = set(held_out())
     singles = [scene for scene in single_scenes() if scene not in kept_out]

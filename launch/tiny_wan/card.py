@@ -43,9 +43,10 @@ no downloaded weights.
 
 - Training horizon: {frames} latent frames ({video_frames} video frames).
 - VAE: {vae_steps} steps, {vae_minutes:.0f} minutes; single frames, then 5, {vae_frames} and
-  {long_frames} frames, the longest with cuts so that no latent frame leans on the first; squared
-  and absolute error with a small divergence term. Squared reconstruction error on clips of
-  {video_frames} frames not in training: {mse:.4f} (range −1 to 1).
+  {long_frames} frames, with cuts so that no latent frame leans on the first; squared and absolute
+  error, a small divergence term, and where clips stand still the difference between the first
+  latent frame (of one video frame) and the second (of four), weight {first:g}. Squared
+  reconstruction error on clips of {video_frames} frames not in training: {mse:.4f} (range −1 to 1).
 - Transformer and text encoder together: {dit_steps} steps, {dit_minutes:.0f} minutes on
   {clips} clips; rectified flow with shift {shift:g}, {dropout:.0%} of captions left out,
   running mean of the weights with decay {average:g}.
@@ -77,6 +78,7 @@ def model_card(
         vae_frames=vae.frames,
         long_frames=3 * vae.frames - 2,
         mse=mse,
+        first=vae.first_weight,
         dit_steps=dit_state["step"],
         dit_minutes=dit_state["seconds"] / 60,
         clips=clips,

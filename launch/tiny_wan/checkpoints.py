@@ -1,21 +1,20 @@
 """Checkpoints written whole or not at all."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lvsa.launch.output import written_whole
 
 logger = logging.getLogger(__name__)
 
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Writes ``state`` beside ``path``, then puts it in its place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    with written_whole(path) as part:
+        torch.save(state, part)
 
 
 def load(path: Path) -> dict[str, Any] | None:

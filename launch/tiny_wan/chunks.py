@@ -6,15 +6,26 @@ others at once give the same values, in fewer and larger operations, and without
 clamp, which would stop gradients.
 """
 
+import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from torch import Tensor, cat
+
+
+def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Lays 3D kernels out with channels innermost: convolutions of clips laid out alike take two
+    thirds of the time on CPUs."""
+    for parameter in vae.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return vae
 
 
 def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
     """``[B, 3, 1 + 4·n, H, W]`` to means and log variances ``[B, 2·z, 1 + n, H/8, W/8]``."""
     vae.clear_cache()
     x = patchify(video, vae.config.patch_size or 1)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
     parts = []
     for part in (x[:, :, :1], x[:, :, 1:]):
         if part.shape[2]:
@@ -29,7 +40,7 @@ def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """``[B, z, 1 + n, h, w]`` to ``[B, 3, 1 + 4·n, 8·h, 8·w]``, not clamped."""
     vae.clear_cache()
-    x = vae.post_quant_conv(latents)
+    x = vae.post_quant_conv(latents.contiguous(memory_format=torch.channels_last_3d))
     parts = []
     for i, part in enumerate((x[:, :, :1], x[:, :, 1:])):
         if part.shape[2]:

@@ -138,7 +138,7 @@ def _render(clip: Clip, first: int, frames: int) -> Tensor:
         # Distances on the torus; only drifting shapes come near enough to an edge to wrap.
         dx = _wrapped(x - centre[:, 0, None, None])
         dy = _wrapped(y - centre[:, 1, None, None])
-        cover = (0.5 - _distance(subject.shape, dx, dy, radius)).clamp(0, 1)
+        cover = (0.5 - distance(subject.shape, dx, dy, radius)).clamp(0, 1)
         colour = torch.tensor(COLOURS[subject.colour])[:, None, None, None]
         video = video * (1 - cover) + colour * cover
     return video * 2 - 1
@@ -148,8 +148,11 @@ def _wrapped(distance: Tensor) -> Tensor:
     return (distance + SIZE / 2) % SIZE - SIZE / 2
 
 
-def _distance(shape: str, dx: Tensor, dy: Tensor, radius: float) -> Tensor:
-    """Signed distance to the outline of a shape, pixels; negative inside."""
+def distance(shape: str, dx: Tensor, dy: Tensor, radius: float) -> Tensor:
+    """Signed distance to the outline of a shape, pixels; negative inside.
+
+    ``dx`` and ``dy`` lead from the shape's centroid to the pixels; ``radius`` is its half extent.
+    """
     if shape == "circle":
         return (dx * dx + dy * dy).sqrt() - radius
     if shape == "ring":

@@ -1,6 +1,7 @@
 """Second stage: text encoder and transformer learn rectified flow on the latents."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +32,11 @@ PLAIN = ("shared", "relative_attention_bias", "table", "patch_embedding", "proj_
 class DiTTraining:
     """Settings of the second stage."""
 
-    steps: int = 1200
+    steps: int = 7000
     """Optimiser steps."""
     minutes: float | None = None
     """Time after which the stage ends although steps are left."""
-    short_share: float = 0.3
+    short_share: float = 0.15
     """Leading share on short clips, which teach what shapes and colours look like."""
     short_frames: int = 4
     """Latent frames of the short clips."""
@@ -49,14 +50,16 @@ class DiTTraining:
     """Channels of a head."""
     layers: int = 6
     """Transformer blocks."""
-    rate: float = 3e-3
+    rate: float = 2e-3
     """Highest learning rate."""
     text_dropout: float = 0.12
     """Share of clips whose caption is left out, for guidance."""
-    average: float = 0.995
+    average: float = 0.998
     """Decay of the running mean of the weights."""
     save_every: int = 100
     """Steps between checkpoints."""
+    sample_every: int = 1000
+    """Steps between sample pictures."""
 
 
 class Denoiser(nn.Module):
@@ -114,9 +117,18 @@ class RunningMean:
 
 
 def train_dit(
-    settings: DiTTraining, data: Latents, work: Path, seed: int, device: torch.device
+    settings: DiTTraining,
+    data: Latents,
+    work: Path,
+    seed: int,
+    device: torch.device,
+    preview: Callable[[int], None],
 ) -> None:
-    """Trains or goes on training; leaves ``dit.pt`` in ``work``."""
+    """Trains or goes on training; leaves ``dit.pt`` in ``work``.
+
+    ``preview`` is called with the number of steps every ``sample_every`` steps and at the end,
+    right after a checkpoint.
+    """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     captions = [*sorted(set(data.captions)), ""]
@@ -166,7 +178,8 @@ def train_dit(
         if step % 10 == 0:
             bar.set_postfix(loss=f"{running:.4f}")
         last = step + 1 == settings.steps or stage.share(step + 1) == 1.0
-        if last or (step + 1) % settings.save_every == 0:
+        sampled = last or (step + 1) % settings.sample_every == 0
+        if sampled or (step + 1) % settings.save_every == 0:
             checkpoints.save(
                 {
                     "model": model.state_dict(),
@@ -178,6 +191,8 @@ def train_dit(
                 work / "dit.pt",
             )
             logger.info("dit step %d: %d frames, loss %.4f", step + 1, frames, running)
+        if sampled:
+            preview(step + 1)
         if last:
             break
 

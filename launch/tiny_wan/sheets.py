@@ -1,11 +1,12 @@
 """Contact sheets: clips as rows of frames."""
 
-import os
 from pathlib import Path
 
 import imageio.v3 as imageio
 import torch
 from torch import Tensor
+
+from lvsa.launch.output import written_whole
 
 
 def save_sheet(videos: Tensor, path: Path, columns: int = 9) -> None:
@@ -16,7 +17,5 @@ def save_sheet(videos: Tensor, path: Path, columns: int = 9) -> None:
     padded = torch.nn.functional.pad(videos[:, :, chosen], (0, 2, 0, 2), value=-1.0)
     rows = padded.permute(0, 3, 2, 4, 1).flatten(0, 1).flatten(1, 2)
     pixels = ((rows.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name("part-" + path.name)
-    imageio.imwrite(part, pixels)
-    os.replace(part, path)
+    with written_whole(path) as part:
+        imageio.imwrite(part, pixels)

@@ -1,7 +1,5 @@
 """The quality study's table and plot, from its results."""
 
-import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from lvsa.errors import LVSAError
-
-logger = logging.getLogger(__name__)
+from lvsa.launch.output import written_whole
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 ORDER = (
@@ -27,7 +24,17 @@ MEASURES = {
     "speed": "path, widths in 81 frames",
     "persistence": "object there",
     "colour": "colour",
+    "shape": "shape",
+    "motion_right": "motion right",
 }
+
+HELD = {
+    "colour_right": "colour right",
+    "moves": "the shape moves",
+    "shape_right": "shape right",
+    "motion_right": "motion right",
+}
+"""What holds or does not for a video, counted at the horizon."""
 
 Result = dict[str, Any]
 
@@ -49,9 +56,8 @@ def write(results: Sequence[Result], docs: Path, horizon: int) -> None:
     if BEGIN not in old or END not in old:
         raise LVSAError(f"{page} lacks the marks {BEGIN} and {END}")
     new = old.split(BEGIN)[0] + f"{BEGIN}\n{text}\n{END}" + old.split(END, 1)[1]
-    part = page.with_name(page.name + ".part")
-    part.write_text(new, encoding="utf-8")
-    os.replace(part, page)
+    with written_whole(page) as part:
+        part.write_text(new, encoding="utf-8")
     plot(results, docs / "quality-beyond.png", horizon)
 
 
@@ -59,16 +65,15 @@ def _horizon(results: Sequence[Result], horizon: int) -> str:
     found = [r for r in results if r["latent_frames"] == horizon and r["variant"] == "dense"]
     if not found:
         return "The horizon was not measured."
-    right = sum(r["colour_right"] for r in found)
-    moving = sum(r["moves"] for r in found)
     n = len(found)
+    counts = ", ".join(
+        f"{label} in {sum(r[key] for r in found)} ({sum(r[key] for r in found) / n:.0%})"
+        for key, label in HELD.items()
+    )
     means = ", ".join(
         f"{label} {np.mean([value(r, m) for r in found]):.2f}" for m, label in MEASURES.items()
     )
-    return (
-        f"At the horizon, over {n} videos of held-out captions: colour right in {right} "
-        f"({right / n:.0%}), the shape moves in {moving} ({moving / n:.0%}). Means: {means}."
-    )
+    return f"At the horizon, over {n} videos of held-out captions: {counts}. Means: {means}."
 
 
 def _beyond(results: Sequence[Result], horizon: int) -> str:
@@ -98,7 +103,7 @@ def plot(results: Sequence[Result], path: Path, horizon: int) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(MEASURES), figsize=(16, 3.4))
+    figure, axes = pyplot.subplots(1, len(MEASURES), figsize=(20, 3.4))
     for axis, (measure, label) in zip(axes, MEASURES.items(), strict=True):
         for i, variant in enumerate(ORDER):
             mine = [r for r in results if r["variant"] == variant]
@@ -126,8 +131,6 @@ def plot(results: Sequence[Result], path: Path, horizon: int) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncol=6, frameon=False)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name("part-" + path.name)
-    figure.savefig(part, dpi=110)
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=110)
     pyplot.close(figure)
-    os.replace(part, path)
