@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 # Models that come along, with the defaults that a pipeline's class cannot know.
 EMBEDDED: dict[str, Defaults] = {
-    "tiny-wan": Defaults(height=64, width=64, num_frames=81, steps=20, guidance=4.0, fps=16),
+    "tiny-wan": Defaults(height=64, width=64, num_frames=81, steps=16, guidance=2.5, fps=16),
 }
 ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder")
 INDEX = "model_index.json"

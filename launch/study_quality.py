@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import lvsa
 from lvsa.errors import LVSAError
+from lvsa.launch.models import EMBEDDED
 from lvsa.launch.output import written_whole
 from lvsa.launch.quality import measure
 from lvsa.launch.tiny_wan import sheets, study_report
@@ -53,13 +54,13 @@ class Study:
     """Folder for results, table and pictures."""
     part: Literal["all", "horizon", "beyond", "report"] = "all"
     """What to run; report makes table and pictures of the results there are."""
-    steps: int = 12
+    steps: int = EMBEDDED["tiny-wan"].steps
     """Denoising steps."""
-    guidance: float = 4.0
+    guidance: float = EMBEDDED["tiny-wan"].guidance
     """Guidance scale."""
     seeds: int = 2
     """Seeds for each caption."""
-    captions: int = 6
+    captions: int = 20
     """Captions beyond the horizon, evenly chosen from the 20 held-out ones."""
     lengths: tuple[int, ...] = (41, 81, 121)
     """Latent frames beyond the horizon of 21."""

@@ -18,6 +18,7 @@ from diffusers import WanPipeline
 from torch import Tensor
 
 from lvsa.errors import LVSAError
+from lvsa.launch.models import EMBEDDED
 from lvsa.launch.tiny_wan import export, sheets
 from lvsa.launch.tiny_wan.card import model_card
 from lvsa.launch.tiny_wan.clips import SIZE
@@ -59,7 +60,7 @@ class Training:
     """Second stage."""
     measure_clips: int = 16
     """Clips of full length that the VAE's error is measured on."""
-    sample_steps: int = 16
+    sample_steps: int = EMBEDDED["tiny-wan"].steps
     """Denoising steps of the sample pictures."""
 
     def check(self) -> None:
@@ -133,7 +134,7 @@ def samples(pipe: WanPipeline, settings: Training, frames: int) -> Tensor:
         width=SIZE,
         num_frames=frames,
         num_inference_steps=settings.sample_steps,
-        guidance_scale=4.0,
+        guidance_scale=EMBEDDED["tiny-wan"].guidance,
         generator=torch.Generator().manual_seed(settings.seed),
         output_type="pt",
     ).frames

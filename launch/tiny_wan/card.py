@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lvsa.launch.models import EMBEDDED
 from lvsa.launch.tiny_wan import checkpoints
 from lvsa.launch.tiny_wan.captions import COLOURS, SHAPES
 from lvsa.launch.tiny_wan.model import FLOW_SHIFT
@@ -27,26 +28,31 @@ from diffusers import WanPipeline
 pipe = WanPipeline.from_pretrained("assets/tiny-wan")
 video = pipe(
     "a red circle bounces", height=64, width=64, num_frames=81,
-    num_inference_steps=16, guidance_scale=4.0,
+    num_inference_steps={steps}, guidance_scale={guidance:g},
 ).frames[0]
 ```
 
 ## Data
 
 Clips drawn by a program: one shape, or two that meet, on a dim shaded background.
-Colours: {colours}. Shapes: {shapes}. Motions: bounces, circles, drifts left, right, up or down
-(out at one edge and in at the other), meet. Captions read "a red circle bounces" or
-"a red circle and a blue ring meet". 20 captions were kept out of training. No recorded video,
-no downloaded weights.
+
+- Colours: {colours}.
+- Shapes: {shapes}.
+- Motions: bounces, circles, drifts left, right, up or down (out at one edge and in at the other),
+  meet.
+
+Captions read "a red circle bounces" or "a red circle and a blue ring meet". 20 captions were kept
+out of training. No recorded video, no downloaded weights.
 
 ## Recipe
 
 - Training horizon: {frames} latent frames ({video_frames} video frames).
-- VAE: {vae_steps} steps, {vae_minutes:.0f} minutes; single frames, then 5, {vae_frames} and
-  {long_frames} frames, with cuts so that no latent frame leans on the first; squared and absolute
-  error, a small divergence term, and where clips stand still the difference between the first
-  latent frame (of one video frame) and the second (of four), weight {first:g}. Squared
-  reconstruction error on clips of {video_frames} frames not in training: {mse:.4f} (range −1 to 1).
+- VAE: {vae_steps} steps, {vae_minutes:.0f} minutes; single frames, then clips of 5, {vae_frames}
+  and {long_frames} frames, with cuts so that no latent frame leans on the first. The loss is
+  squared and absolute error, a small divergence term and, where clips stand still, the difference
+  between the first latent frame (of one video frame) and the second (of four), weight {first:g}.
+  Squared reconstruction error on clips of {video_frames} frames not in training: {mse:.4f}
+  (range −1 to 1).
 - Transformer and text encoder together: {dit_steps} steps, {dit_minutes:.0f} minutes on
   {clips} clips; rectified flow with shift {shift:g}, {dropout:.0%} of captions left out,
   running mean of the weights with decay {average:g}.
@@ -56,8 +62,8 @@ no downloaded weights.
 ## Limits
 
 It knows these words, this size and nothing else. Its text encoder spells out other words in
-bytes that it has never seen. Beyond {video_frames} frames it extrapolates; `docs/quality.md` says
-how well.
+bytes that it has never seen. Beyond {video_frames} frames it extrapolates. `docs/quality.md` says
+how well it keeps to its captions at {video_frames} frames and beyond.
 """
 
 
@@ -78,6 +84,8 @@ def model_card(
         vae_frames=vae.frames,
         long_frames=3 * vae.frames - 2,
         mse=mse,
+        steps=EMBEDDED["tiny-wan"].steps,
+        guidance=EMBEDDED["tiny-wan"].guidance,
         first=vae.first_weight,
         dit_steps=dit_state["step"],
         dit_minutes=dit_state["seconds"] / 60,
