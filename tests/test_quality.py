@@ -207,8 +207,12 @@ def test_report_replaces_what_is_between_its_marks(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     # Paths of 1 and 3 widths in 160 steps are 0.5 and 1.5 in 80.
-    assert "| 2× | dense | 2 | 0.00 ± 0.00 | 0.50 ± 0.00 | 1.00 ± 0.50 |" in text
+    assert "| 2× | dense | 2 | 0.00 ± 0.00 | 0.50 ± 0.00 | – | 1.00 ± 0.50 |" in text
     assert "colour right in 1 (100%)" in text and "motion right in 0 (0%)" in text
+    drift = {**results[1], "caption": "a red circle drifts up", "loop": 0.1}
+    study_report.write([*results, drift], tmp_path, 21)
+    # Loops count over all videos, and over those alone that should have none.
+    assert "| 0.37 ± 0.19 | 0.10 ± 0.00 |" in page.read_text()
     assert (tmp_path / "quality-beyond.png").stat().st_size > 1000
     page.write_text("no marks")
     with pytest.raises(LVSAError, match="lacks the marks"):
