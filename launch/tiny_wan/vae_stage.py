@@ -78,8 +78,8 @@ def with_stills(video: Tensor, draw: np.random.Generator) -> tuple[Tensor, Tenso
 
     Also tells which ``[B]``. Their first latent frame, which is of one video frame, shows what the
     second shows, which is of four; the loss asks that it says so in the same way. Otherwise the
-    first latent frame has a language of its own, and a transformer that errs in it beyond its
-    training horizon paints other colours there.
+    first latent frame may have a language of its own, in which errors that would be small in the
+    others' paint other colours.
     """
     still = torch.from_numpy(draw.random(len(video)) < 0.25)
     if video.shape[2] < 5:
