@@ -48,13 +48,13 @@ types: install
 check: lint types test
 
 bench: install
-	$(BIN)/python launch/bench.py --output-dir outputs/bench
+	$(BIN)/python studies/bench/attention.py --output-dir outputs/bench
 
 gpu: install
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
 	  set -ex; \
 	  $(BIN)/python -m pytest -m gpu; \
-	  $(BIN)/python launch/bench.py --device cuda --dtype bfloat16 --frames 41 81 --tokens 1560 \
+	  $(BIN)/python studies/bench/attention.py --device cuda --dtype bfloat16 --frames 41 81 --tokens 1560 \
 	    --heads 12 --head-dims 128 --ranks 1 --output-dir outputs/bench-gpu; \
 	else \
 	  echo "make gpu: PyTorch sees no CUDA device here, so nothing was tested or measured"; \

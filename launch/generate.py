@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lvsa.adapters.enable import enable
-from lvsa.adapters.replicate import Replication
+from lvsa.adapters.install.enable import enable
+from lvsa.adapters.install.replication import Replication
 from lvsa.comm import check_agreement
 from lvsa.launch.config import GenerateConfig, parse
 from lvsa.launch.inputs import call_arguments

@@ -8,8 +8,8 @@ import torch
 
 from lvsa.adapters import adapter_for
 from lvsa.adapters.base import ModelAdapter
-from lvsa.adapters.enable import make_pattern
-from lvsa.adapters.riflex import check_riflex
+from lvsa.adapters.install.enable import make_pattern
+from lvsa.adapters.install.riflex import check_riflex
 from lvsa.backends import get_backend
 from lvsa.launch.config import GenerateConfig
 from lvsa.launch.inputs import Request, call_arguments, make_request

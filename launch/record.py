@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lvsa.adapters.enable import Session
+from lvsa.adapters.install.enable import Session
 from lvsa.launch.job import Job
 from lvsa.launch.meter import StepTimer, peak_memory_bytes
 from lvsa.launch.output import versions

@@ -19,7 +19,7 @@ from lvsa.settings import LVSASettings
 from lvsa.shards import FrameGrid, Shards
 
 if TYPE_CHECKING:
-    from lvsa.adapters.enable import Session, enable
+    from lvsa.adapters.install.enable import Session, enable
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # The engine knows no models; the one call that does is loaded when it is asked for.
     if name in ("enable", "Session"):
-        from lvsa.adapters import enable as module
+        from lvsa.adapters.install import enable as module
 
         return getattr(module, name)
     raise AttributeError(f"module 'lvsa' has no attribute {name!r}")

@@ -1,0 +1,95 @@
+"""Measures videos of coloured shapes: freezing, looping, motion, persistence and fidelity.
+
+python studies/quality/evaluate.py clip.mp4 --caption "a red circle bounces"
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import imageio.v3 as imageio
+import numpy as np
+import tyro
+
+from lvsa.errors import LVSAError
+from lvsa.launch.output import written_whole
+from lvsa.studies.quality.measures import Quality, measure
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("frames", "frozen", "loop", "path", "span", "persistence", "motion", "colour", "shape")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measure videos."""
+
+    videos: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Video files, mp4 or anything else that imageio reads."""
+    caption: str | None = None
+    """What the videos should show; its colours, shapes and motion are looked for."""
+    out: Path | None = None
+    """JSON file for the measures."""
+
+
+def read_video(path: Path) -> np.ndarray:
+    """Frames ``[F, H, W, 3]``, 0 to 1.
+
+    Raises:
+        LVSAError: for a file that is missing or that is no video.
+    """
+    if not path.is_file():
+        raise LVSAError(f"no such file: {path}")
+    try:
+        frames = np.asarray(imageio.imread(path, index=None, plugin="FFMPEG"))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LVSAError(f"{path} cannot be read as a video: {error}") from error
+    return frames[..., :3].astype(np.float32) / 255
+
+
+def table(rows: Sequence[tuple[str, Quality]]) -> str:
+    """Measures as text, a video a line."""
+    width = max(len("video"), *(len(name) for name, _ in rows))
+    lines = ["video".ljust(width) + "".join(f"{column:>13}" for column in COLUMNS)]
+    for name, quality in rows:
+        cells = [_cell(getattr(quality, column)) for column in COLUMNS]
+        lines.append(name.ljust(width) + "".join(f"{cell:>13}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def evaluate(settings: Evaluation) -> list[tuple[str, Quality]]:
+    """Measures all videos; writes the JSON file if one is asked for."""
+    if not settings.videos:
+        raise LVSAError("no video given; usage: python studies/quality/evaluate.py VIDEO…")
+    rows = [
+        (str(path), measure(read_video(path), settings.caption or "")) for path in settings.videos
+    ]
+    if settings.out is not None:
+        measures = [{"video": n, **asdict(q)} for n, q in rows]
+        with written_whole(settings.out) as part:
+            part.write_text(json.dumps(measures, indent=2) + "\n")
+    return rows
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    try:
+        rows = evaluate(tyro.cli(Evaluation, description=__doc__))
+    except LVSAError as error:
+        logger.error("%s", error)
+        raise SystemExit(2) from None
+    sys.stdout.write(table(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()

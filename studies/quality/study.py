@@ -1,0 +1,204 @@
+"""Measures the tiny Wan's video at its training horizon and beyond it, dense and with LVSA.
+
+    python studies/quality/study.py --part all
+
+Results go to a JSON file as they come; a run goes on where an earlier one stopped. The report
+(a table, a plot and contact sheets) is made from that file alone.
+"""
+
+import itertools
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from diffusers import WanPipeline
+from torch import Tensor
+from tqdm import tqdm
+
+import lvsa
+from lvsa.errors import LVSAError
+from lvsa.launch.models import EMBEDDED
+from lvsa.launch.output import written_whole
+from lvsa.studies.quality import report
+from lvsa.studies.quality.measures import measure
+from lvsa.studies.tiny_wan import sheets
+from lvsa.studies.tiny_wan.captions import held_out
+from lvsa.studies.tiny_wan.clips import SIZE, draw_clip, render
+
+logger = logging.getLogger(__name__)
+
+VARIANTS: dict[str, lvsa.LVSASettings | None] = {
+    "dense": None,
+    "published, fixed": lvsa.LVSASettings(schedule="published"),
+    "published, rotating": lvsa.LVSASettings(schedule="published", rotate_keyframes=True),
+    "even, fixed": lvsa.LVSASettings(schedule="even"),
+    "even, rotating": lvsa.LVSASettings(schedule="even", rotate_keyframes=True),
+}
+DRAWN = "drawn clips"
+HORIZON = 21
+
+
+@dataclass(frozen=True)
+class Study:
+    """Measure generated video at the training horizon and beyond it."""
+
+    model: Path = Path("assets/tiny-wan")
+    """Folder of the pipeline."""
+    docs: Path = Path("docs")
+    """Folder for results, table and pictures."""
+    part: Literal["all", "horizon", "beyond", "report"] = "all"
+    """What to run; report makes table and pictures of the results there are."""
+    steps: int = EMBEDDED["tiny-wan"].steps
+    """Denoising steps."""
+    guidance: float = EMBEDDED["tiny-wan"].guidance
+    """Guidance scale."""
+    seeds: int = 2
+    """Seeds for each caption."""
+    captions: int = 20
+    """Captions beyond the horizon, evenly chosen from the 20 held-out ones."""
+    lengths: tuple[int, ...] = (41, 81, 121)
+    """Latent frames beyond the horizon of 21."""
+    threads: int | None = None
+    """CPU threads. Default: PyTorch's own choice."""
+
+    @property
+    def results(self) -> Path:
+        return self.docs / "quality-results.json"
+
+
+def attention(pipe: WanPipeline, variant: str, frames: int) -> AbstractContextManager[Any]:
+    """LVSA on the pipeline for a length in video frames; nothing for dense attention."""
+    settings = VARIANTS[variant]
+    if settings is None:
+        return nullcontext()
+    return lvsa.enable(pipe, num_frames=frames, height=SIZE, width=SIZE, settings=settings)
+
+
+def generate(
+    pipe: WanPipeline, captions: list[str], seed: int, latent: int, variant: str, study: Study
+) -> Tensor:
+    """Videos ``[B, F, 3, 64, 64]``, 0 to 1; every caption has noise of its own, by seed."""
+    frames = 4 * latent - 3
+    generators = [
+        torch.Generator().manual_seed(1000 * seed + sum(caption.encode())) for caption in captions
+    ]
+    with attention(pipe, variant, frames):
+        found = pipe(
+            captions,
+            height=SIZE,
+            width=SIZE,
+            num_frames=frames,
+            num_inference_steps=study.steps,
+            guidance_scale=study.guidance,
+            generator=generators,
+            output_type="pt",
+        )
+    return found.frames.float().cpu()
+
+
+def cells(study: Study) -> Iterator[tuple[str, int, int, list[str]]]:
+    """Variant, latent frames, seed and captions of each batch; whole seeds one after another."""
+    captions = [scene.caption for scene in held_out()]
+    if study.part in ("all", "horizon"):
+        for seed, half in itertools.product(range(2), (captions[:10], captions[10:])):
+            yield "dense", HORIZON, seed, half
+    if study.part in ("all", "beyond"):
+        chosen = captions[:: max(1, len(captions) // study.captions)][: study.captions]
+        for seed, latent in itertools.product(range(study.seeds), study.lengths):
+            yield DRAWN, latent, seed, chosen
+            for variant in VARIANTS:
+                yield variant, latent, seed, chosen
+
+
+def drawn(captions: list[str], seed: int, latent: int) -> Tensor:
+    """What the training data would look like at this length, as from `generate`."""
+    scenes = {scene.caption: scene for scene in held_out()}
+    clips = [
+        draw_clip(scenes[caption], 4 * latent - 3, np.random.default_rng([99, seed, i]))
+        for i, caption in enumerate(captions)
+    ]
+    return (render(clips).transpose(1, 2) + 1) / 2
+
+
+def run(study: Study) -> list[dict[str, Any]]:
+    """Generates and measures what the results lack, and gives all of them."""
+    results: list[dict[str, Any]] = []
+    if study.results.exists():
+        results = json.loads(study.results.read_text())
+    have = {(r["variant"], r["latent_frames"], r["seed"], r["caption"]) for r in results}
+    wanted = [
+        (variant, latent, seed, missing)
+        for variant, latent, seed, captions in cells(study)
+        if (missing := [c for c in captions if (variant, latent, seed, c) not in have])
+    ]
+    if not wanted:
+        return results
+    pipe = WanPipeline.from_pretrained(study.model)
+    pipe.set_progress_bar_config(disable=True)
+    for variant, latent, seed, captions in tqdm(wanted, desc="study"):
+        if variant == DRAWN:
+            videos = drawn(captions, seed, latent)
+        else:
+            videos = generate(pipe, captions, seed, latent, variant, study)
+        for caption, video in zip(captions, videos, strict=True):
+            quality = measure(video.permute(0, 2, 3, 1).numpy(), caption)
+            results.append(
+                {
+                    "variant": variant,
+                    "latent_frames": latent,
+                    "seed": seed,
+                    "caption": caption,
+                    "moves": quality.moves,
+                    "colour_right": quality.colour_right,
+                    "shape_right": quality.shape_right,
+                    **asdict(quality),
+                }
+            )
+        write_json(results, study.results)
+        sheets.save_sheet(
+            videos.transpose(1, 2) * 2 - 1,
+            study.docs / "quality" / picture(variant, latent, seed, captions),
+            columns=12,
+        )
+    return results
+
+
+def picture(variant: str, latent: int, seed: int, captions: list[str]) -> str:
+    """Name of a batch's contact sheet, a caption a row."""
+    if latent == HORIZON:
+        half = 1 if captions[0] == held_out()[0].caption else 2
+        return f"horizon-seed{seed}-{half}.png"
+    return f"{variant.replace(',', '').replace(' ', '-')}-{latent}-seed{seed}.png"
+
+
+def write_json(results: list[dict[str, Any]], path: Path) -> None:
+    """Writes the results, a video a line, whole or not at all."""
+    lines = ",\n".join(json.dumps(result) for result in results)
+    with written_whole(path) as part:
+        part.write_text(f"[\n{lines}\n]\n")
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    study = tyro.cli(Study, description=__doc__)
+    if study.threads is not None:
+        torch.set_num_threads(study.threads)
+    try:
+        if not study.model.is_dir() and study.part != "report":
+            raise LVSAError(f"no pipeline at {study.model}; studies/tiny_wan/train.py makes one")
+        results = run(study)
+        report.write(results, study.docs, HORIZON)
+    except LVSAError as error:
+        logger.error("%s", error)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

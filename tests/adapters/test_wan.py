@@ -1,0 +1,217 @@
+"""Wan through the library call: forward and whole generations, on 1 to 4 ranks."""
+
+import contextlib
+
+import pytest
+import torch
+
+import lvsa
+from lvsa.errors import LVSAError, RankMismatch, SequenceError
+from lvsa.processor import LVSAProcessor
+from tests.support.ranks import run_ranks
+from tests.support.tiny import wan_pipeline, wan_transformer
+
+FRAMES, HEIGHT, WIDTH = 45, 32, 48  # 12 latent frames of 2 × 3 tokens
+SETTINGS = lvsa.LVSASettings(
+    window_size=4, n_first_frames=4, key_frame_interval=16, rotate_keyframes=True
+)
+KINDS = {
+    "wan 2.1": {},
+    "wan 2.2 two transformers": {"two_transformers": True},
+    "wan 2.2 TI2V": {"per_token_timesteps": True},
+}
+
+
+def generate(pipe, num_frames=FRAMES, seed=0, guidance=3.0, steps=3, height=HEIGHT, width=WIDTH):
+    return pipe(
+        prompt="a red circle",
+        negative_prompt="dull",
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(seed),
+        max_sequence_length=32,
+    ).frames
+
+
+def quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sparse_generation(rank, world, kind, exchange, seeds=(0,)):
+    pipe = quiet(wan_pipeline(**KINDS[kind]))
+    with lvsa.enable(
+        pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH, settings=SETTINGS, exchange=exchange
+    ) as session:
+        assert not session.attention.pattern.is_dense
+        return [generate(pipe, seed=seed) for seed in seeds]
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    return {kind: sparse_generation(0, 1, kind, "needed")[0] for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("world", "exchange"),
+    [(1, "needed"), (2, "all_gather"), (2, "ring"), (2, "needed"), (3, "ring"), (4, "needed")],
+)
+def test_generation_is_the_same_on_any_ranks(kind, world, exchange, one_process):
+    for (latents,) in run_ranks(world, sparse_generation, kind, exchange):
+        torch.testing.assert_close(latents, one_process[kind], rtol=1e-5, atol=1e-5)
+
+
+def test_sparse_differs_from_dense(one_process):
+    dense = generate(quiet(wan_pipeline()))
+    assert (dense - one_process["wan 2.1"]).abs().max() > 1e-3
+
+
+def cut_frames(rank, world, exchange):
+    """9 latent frames of 2 × 2 tokens on 4 ranks of 9 tokens: every cut falls in a frame."""
+    pipe = quiet(wan_pipeline())
+    size = {"num_frames": 33, "height": 32, "width": 32}
+    settings = lvsa.LVSASettings(window_size=4, key_frame_interval=12, rotate_keyframes=True)
+    with lvsa.enable(pipe, **size, settings=settings, exchange=exchange):
+        return generate(pipe, **size)
+
+
+@pytest.mark.parametrize("exchange", ["all_gather", "ring", "needed"])
+def test_cuts_inside_a_frame(exchange):
+    alone = cut_frames(0, 1, exchange)
+    for latents in run_ranks(4, cut_frames, exchange):
+        torch.testing.assert_close(latents, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_stock_attention_at_the_horizon(kind):
+    pipe = quiet(wan_pipeline(**KINDS[kind]))
+    stock = generate(pipe)
+    with lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH) as session:
+        assert session.attention.pattern.is_dense
+        torch.testing.assert_close(generate(pipe), stock, rtol=1e-5, atol=1e-5)
+    # And the pipeline is its old self afterwards, bit for bit.
+    assert torch.equal(generate(pipe), stock)
+
+
+def test_two_generations_equal_two_processes(one_process):
+    first, second = sparse_generation(0, 1, "wan 2.1", "needed", seeds=(0, 1))
+    torch.testing.assert_close(first, one_process["wan 2.1"], rtol=0, atol=0)
+    (alone,) = sparse_generation(0, 1, "wan 2.1", "needed", seeds=(1,))
+    torch.testing.assert_close(second, alone, rtol=0, atol=0)
+
+
+def test_clock_counts_steps_and_starts_again():
+    pipe = quiet(wan_pipeline())
+    seen = []
+    with lvsa.enable(
+        pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH, settings=SETTINGS
+    ) as session:
+        hook = pipe.transformer.register_forward_hook(
+            lambda *_: seen.append(session.attention.step)
+        )
+        generate(pipe)
+        generate(pipe, guidance=1.0)
+        scheduler = pipe.scheduler
+        pipe.scheduler = type(scheduler).from_config(scheduler.config)
+        generate(pipe, guidance=1.0)
+        hook.remove()
+    assert seen == [0, 0, 1, 1, 2, 2, 0, 1, 2, 0, 1, 2]
+    assert "step" not in vars(pipe.scheduler) and "step" not in vars(scheduler)
+
+
+def test_bytes_and_blocks_are_counted():
+    pipe = quiet(wan_pipeline(two_transformers=True))
+    with lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH) as session:
+        assert session.blocks == 4
+        processors = {
+            id(m.processor) for m in pipe.transformer.modules() if hasattr(m, "processor")
+        }
+        assert len(processors) > 1, "cross-attention keeps its own processor"
+
+
+def test_another_length_than_enabled_is_an_error():
+    pipe = quiet(wan_pipeline())
+    with (
+        lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH),
+        pytest.raises(SequenceError, match=r"T = 12 latent frames × P = 6 tokens = 72"),
+    ):
+        generate(pipe, num_frames=49)
+
+
+def test_a_pipeline_without_attention_to_patch_is_an_error(monkeypatch):
+    from lvsa.adapters.wan import WanAdapter
+
+    monkeypatch.setattr(WanAdapter, "attention_modules", lambda self, transformer: iter(()))
+    with pytest.raises(LVSAError, match="found no attention to install LVSA on"):
+        lvsa.enable(wan_pipeline(), num_frames=FRAMES, height=HEIGHT, width=WIDTH)
+
+
+def other_noise(rank, world):
+    pipe = quiet(wan_pipeline())
+    with (
+        lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH),
+        contextlib.suppress(RankMismatch),
+    ):
+        generate(pipe, seed=rank)
+        return "denoised"
+    return "stopped"
+
+
+def test_other_noise_on_a_rank_stops_all_ranks():
+    assert run_ranks(2, other_noise) == ["stopped", "stopped"]
+
+
+def other_pattern(rank, world):
+    settings = lvsa.LVSASettings(key_frame_interval=16 if rank else 20)
+    with pytest.raises(RankMismatch, match="pattern"):
+        lvsa.enable(
+            wan_pipeline(), num_frames=FRAMES, height=HEIGHT, width=WIDTH, settings=settings
+        )
+
+
+def test_another_pattern_on_a_rank_stops_all_ranks():
+    run_ranks(2, other_pattern)
+
+
+def test_cross_attention_through_the_processor_equals_stock():
+    """Adapters may install the processor on cross-attention too: text, and text with image."""
+    for image_dim in (None, 8):
+        torch.manual_seed(0)
+        model = wan_transformer(image_dim=image_dim, added_kv_proj_dim=24 if image_dim else None)
+        attn = model.blocks[0].attn2.eval()
+        hidden, encoder = torch.randn(2, 72, 24), torch.randn(2, 512 + (5 if image_dim else 0), 24)
+        stock = attn(hidden, encoder)
+        pipe = wan_pipeline()
+        with lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH) as session:
+            attn.set_processor(LVSAProcessor(session.adapter, session.attention))
+            torch.testing.assert_close(attn(hidden, encoder), stock, rtol=1e-5, atol=1e-5)
+            mask = torch.ones(2, encoder.shape[1], dtype=torch.bool)
+            with pytest.raises(LVSAError, match="applies no mask in cross-attention"):
+                attn(hidden, encoder, mask)
+            with pytest.raises(LVSAError, match="a mask over video tokens"):
+                pipe.transformer.blocks[0].attn1(hidden, None, mask)
+
+
+def test_fused_projections():
+    pipe = quiet(wan_pipeline())
+    with lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH, settings=SETTINGS):
+        expected = generate(pipe)
+    for block in pipe.transformer.blocks:
+        block.attn1.fuse_projections()
+    with lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH, settings=SETTINGS):
+        torch.testing.assert_close(generate(pipe), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_projections_fused_after_enabling_are_an_error():
+    """They bring the stock processor back, which would run dense without a word."""
+    pipe = quiet(wan_pipeline())
+    with lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH, settings=SETTINGS):
+        attention = pipe.transformer.blocks[0].attn1
+        attention.set_processor(type(attention)._default_processor_cls())
+        with pytest.raises(LVSAError, match=r"blocks.0.attn1 has a WanAttnProcessor in place of"):
+            generate(pipe)

@@ -1,0 +1,247 @@
+"""The launcher from end to end: what a user starts, sees and gets."""
+
+import json
+import shutil
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from lvsa.errors import RankMismatch
+from tests.support.launched import launched, python, torchrun
+from tests.support.ranks import run_ranks
+from tests.support.tiny import saved, wan_pipeline
+
+SIZE = ["--num-frames", "45", "--height", "32", "--width", "48"]  # 12 frames of 2 × 3 tokens
+SPARSE = ["--lvsa", "--rotate-keyframes", "--key-frame-interval", "16", "--window-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(saved(wan_pipeline(), tmp_path_factory.mktemp("models") / "wan"))
+
+
+def flags(model, folder, *more):
+    return [
+        "--model", model, "--prompt", "a red circle", "--steps", "3", "--guidance", "3",
+        *SIZE, "--output-dir", str(folder), "--output-name", "clip", "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def test_torchrun_writes_a_video_and_its_record(model, tmp_path):
+    arguments = flags(model, tmp_path, *SPARSE, "--show-mask")
+    done = torchrun(2, arguments)
+    assert done.returncode == 0, done.stderr
+    assert "[LVSA] installed on 2 blocks" in done.stderr
+    assert "denoising" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.json", "clip.mask.png", "clip.mp4"]
+    frames = iio.imread(tmp_path / "clip.mp4")
+    assert frames.shape == (45, 32, 48, 3)
+    record = json.loads((tmp_path / "clip.json").read_text())
+    assert record["config"]["prompt"] == "a red circle"
+    assert record["sequence"]["latent_frames"] == 12
+    assert record["pattern"]["density"] < 0.7
+    assert [rank["rank"] for rank in record["ranks"]] == [0, 1]
+    for rank in record["ranks"]:
+        # 2 layers, 3 steps, 2 guidance passes.
+        assert rank["attention_calls"] == 12
+        assert rank["kv_bytes_received"] > 0
+        assert len(rank["seconds_per_step"]) == 3
+        assert min(rank["seconds_per_step"]) > 0
+    assert record["seconds_per_step_median"] > 0
+    assert record["peak_memory_bytes"] > 0
+    assert {"torch", "diffusers", "python", "lvsa"} <= set(record["versions"])
+    # The record is enough to do it again: its config is a YAML file (JSON is YAML).
+    (tmp_path / "again.yaml").write_text(json.dumps(record["config"]))
+    again = python(["--config", str(tmp_path / "again.yaml"), "--output-name", "again"])
+    assert again.returncode == 0, again.stderr
+    repeated = json.loads((tmp_path / "again.json").read_text())
+    assert repeated["request"] == record["request"]
+    assert repeated["pattern"] == record["pattern"]
+    # What the frames are is compared below: the codec makes levels of a last bit.
+    assert iio.imread(tmp_path / "again.mp4").shape == frames.shape
+
+
+@pytest.fixture(scope="module")
+def one_process(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    return {
+        "sparse": launched(0, 1, flags(model, folder, *SPARSE), True),
+        "dense": launched(0, 1, flags(model, folder), True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("world", "exchange"), [(2, "all_gather"), (3, "ring"), (3, "needed"), (4, "needed")]
+)
+def test_the_same_video_on_any_ranks(world, exchange, model, one_process, tmp_path):
+    for kind, more in (("sparse", SPARSE), ("dense", [])):
+        arguments = flags(model, tmp_path, *more, "--exchange", exchange)
+        for latents in run_ranks(world, launched, arguments, True):
+            np.testing.assert_allclose(latents, one_process[kind], rtol=1e-5, atol=1e-5)
+    assert np.abs(one_process["sparse"] - one_process["dense"]).max() > 1e-3
+
+
+def test_half_precision_on_several_ranks(model, one_process, tmp_path):
+    arguments = flags(model, tmp_path, *SPARSE, "--dtype", "bfloat16")
+    first, second = run_ranks(2, launched, arguments, True)
+    assert np.array_equal(first, second)
+    # Seven bits of mantissa, three steps with guidance: near the float32 latents (about ±3).
+    assert 0 < np.abs(first - one_process["sparse"]).mean() < 0.05
+
+
+def test_encoders_are_loaded_where_they_run(model, tmp_path):
+    assert run_ranks(2, encoders, flags(model, tmp_path)) == [True, False]
+
+
+def encoders(rank, world, arguments):
+    from lvsa.launch import generate
+
+    loaded = []
+    load = generate.load_pipeline
+
+    def load_pipeline(*args):
+        loaded.append(load(*args))
+        return loaded[0]
+
+    generate.load_pipeline = load_pipeline
+    launched(rank, world, arguments)
+    return loaded[0].text_encoder is not None
+
+
+def test_a_video_that_is_replaced_is_named(model, tmp_path, caplog):
+    caplog.set_level("WARNING", "lvsa")
+    (tmp_path / "clip.mp4").write_text("precious")
+    launched(0, 1, flags(model, tmp_path))
+    assert "clip.mp4 exists and will be replaced" in caplog.text
+
+
+def test_equals_the_stock_pipeline_without_lvsa(model, one_process):
+    import torch
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    stock = pipe(
+        prompt="a red circle", num_frames=45, height=32, width=48, num_inference_steps=3,
+        guidance_scale=3.0, generator=torch.Generator().manual_seed(0), output_type="latent",
+    ).frames[0]  # fmt: skip
+    np.testing.assert_allclose(one_process["dense"], stock, rtol=1e-5, atol=1e-5)
+
+
+def test_dry_run_loads_no_weights(model, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    out = tmp_path / "out"
+    done = python(flags(str(bare), out, *SPARSE, "--dry-run", "--ranks", "4"))
+    assert done.returncode == 0, done.stderr
+    for fact in (
+        "T × P = 12 latent frames × 6 tokens = 72 tokens",
+        "a keyframe every 4 frames, moving each step (4 offsets); window ±1",
+        "anchors    0, 4, 8 at step 0",
+        "attended ",
+        "density 0.562",
+        "TFLOPs per layer and pass",
+        "4 rank(s) of 18 tokens = 3 frames",
+        "needed ",
+        "ring ",
+        "all_gather ",
+    ):
+        assert fact in done.stderr, done.stderr
+    assert [p.name for p in out.iterdir()] == ["clip.mask.png"]
+    # And with weights asked for, their absence is a message, not a traceback.
+    missing = python(flags(str(bare), out))
+    assert missing.returncode == 2
+    assert "ERROR: --model" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+def test_dry_run_says_what_would_divide(model, tmp_path):
+    done = python(flags(model, tmp_path, "--dry-run", "--ranks", "5"))
+    assert done.returncode == 0, done.stderr
+    assert "12 latent frames × 6 tokens per frame = 72 tokens do not divide by 5" in done.stderr
+
+
+def test_a_mistake_is_one_message_and_an_exit_code(model, tmp_path):
+    done = torchrun(2, flags(model, tmp_path, "--num-frames", "44"))
+    assert done.returncode != 0
+    message = "44 frames are not 4k + 1, which this model's VAE makes; nearest: 41 or 45"
+    assert done.stderr.count(message) == 1, "one rank speaks for all"
+    # torchrun shows a traceback of its own; none of ours.
+    assert 'launch/generate.py", line' not in done.stderr
+    assert not list(tmp_path.iterdir()), "nothing half done is left"
+
+
+def other_settings(rank, world, model, folder):
+    with pytest.raises(RankMismatch, match=r"window_size: 12 on rank 0; 8 on rank 1"):
+        launched(rank, world, flags(model, folder, "--window-size", "8" if rank else "12"))
+
+
+def test_ranks_with_other_settings_stop(model, tmp_path):
+    run_ranks(2, other_settings, model, str(tmp_path))
+
+
+def only_here(rank, world, model, folder):
+    from lvsa.launch.runtime import SharedError
+
+    with pytest.raises(SharedError, match=r"rank 1: --model /nowhere: no such directory"):
+        from lvsa.launch import generate
+
+        # All ranks agreed on the settings; this node just lacks the directory.
+        make = generate.make_job
+
+        def make_job(config, *rest):
+            import dataclasses
+
+            there = dataclasses.replace(config, model=model if rank == 0 else "/nowhere")
+            return make(there, *rest)
+
+        generate.make_job = make_job
+        launched(rank, world, flags(model, folder))
+
+
+def test_a_mistake_on_one_rank_stops_all_and_names_it(model, tmp_path):
+    run_ranks(2, only_here, model, str(tmp_path))
+
+
+FAILING = """
+import os
+from lvsa.launch import generate
+
+if os.environ["RANK"] == "1":
+    def load_pipeline(*args):
+        raise MemoryError("no room")
+    generate.load_pipeline = load_pipeline
+generate.main()
+"""
+
+
+def test_a_failed_rank_ends_the_job_and_is_named(model, tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    done = torchrun(2, flags(model, tmp_path / "out"), script=str(script))
+    assert done.returncode != 0
+    assert "[rank 1] ERROR: rank 1 of 2 failed" in done.stderr
+    assert "MemoryError: no room" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_text_is_encoded_and_noise_drawn_on_one_rank(model, tmp_path):
+    counts = run_ranks(3, counting, flags(model, tmp_path, *SPARSE))
+    assert counts == [(1, 1), (0, 0), (0, 0)]
+
+
+def counting(rank, world, arguments):
+    from diffusers import WanPipeline
+
+    calls = {"encode_prompt": 0, "prepare_latents": 0}
+    for name in calls:
+        original = getattr(WanPipeline, name)
+
+        def counted(self, *args, name=name, original=original, **kwargs):
+            calls[name] += 1
+            return original(self, *args, **kwargs)
+
+        setattr(WanPipeline, name, counted)
+    launched(rank, world, arguments)
+    return tuple(calls.values())

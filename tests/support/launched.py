@@ -1,0 +1,57 @@
+"""Runs the launcher inside `run_ranks`, or by torchrun as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed as dist
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launched(rank: int, world: int, arguments: list[str], latents: bool = False) -> np.ndarray:
+    """What the launcher made: frames ``[F, H, W, 3]`` on rank 0, latents on the others.
+
+    With ``latents`` nothing is decoded, also not on rank 0, and no file is written.
+    """
+    from lvsa.launch import generate
+    from lvsa.launch.config import parse
+    from lvsa.launch.runtime import Runtime
+
+    store = dist.distributed_c10d._get_default_store() if world > 1 else None
+    runtime = Runtime(rank, world, torch.device("cpu"), store)
+    with pytest.MonkeyPatch.context() as patch:
+        if latents:
+            call_arguments = generate.call_arguments
+            patch.setattr(
+                generate, "call_arguments", lambda *args: call_arguments(*args[:3], False)
+            )
+            patch.setattr(generate, "write_video", lambda *args: None)
+        return np.asarray(generate.run(parse(arguments), runtime)[0])
+
+
+def torchrun(world: int, arguments: list[str], script: str | None = None) -> Any:
+    """``torchrun`` with the launcher (or another script) in a process of its own."""
+    return subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={world}",
+            "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0",
+            script or str(ROOT / "launch" / "generate.py"), *arguments,
+        ],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+
+
+def python(arguments: list[str]) -> Any:
+    """The launcher in one plain process."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "generate.py"), *arguments],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
