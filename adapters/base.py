@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from lvsa.adapters.known import KnownModel, recognise
+from lvsa.adapters.known import KnownModel, recognize
 from lvsa.backends import Backend
 from lvsa.cp_plans import ModelPlan, plan_for
 from lvsa.cp_plans.apply import AppliedPlan, apply_plan
@@ -135,14 +135,14 @@ class ModelAdapter(ABC):
             self.temporal_factor(pipe),
         )
 
-    def reference_latent_frames(self, pipe: Any) -> int:
+    def training_horizon(self, pipe: Any) -> int:
         """The training horizon of this checkpoint, latent frames."""
         known = self.known_model(pipe)
         return known.horizon if known else self.horizon
 
     def known_model(self, pipe: Any) -> KnownModel | None:
         """The published checkpoint that a pipeline is, by its configs."""
-        return recognise(self.known_models, pipe)
+        return recognize(self.known_models, pipe)
 
     def pipeline_class(self, index: Mapping[str, Any], given: Collection[str]) -> str:
         """The pipeline to load a checkpoint into, which may be made for more than one.

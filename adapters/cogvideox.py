@@ -5,7 +5,7 @@ video frames). In 1.5 the transformer's patches are two latent frames deep (8 vi
 its text-to-video and image-to-video pipelines pad the latents to a multiple of that in front: 81
 video frames, the length it is run at, are 21 latent frames, padded to 22, which are 11 frames of
 tokens: its horizon here. 2B and 5B were trained on 49 video frames, 13 latent frames. (1.5 is also
-offered for 10 seconds, 161 video frames: ``reference_latent_frames=21`` takes that as the horizon.)
+offered for 10 seconds, 161 video frames: ``horizon=21`` takes that as the horizon.)
 
 The VAE decodes its latent frames in pairs. An odd one at the start decodes to a single video frame
 and all others to 4, so that T latent frames make 4(T - 1) + 1 video frames where T is odd and 4T
@@ -166,7 +166,7 @@ class CogVideoXAdapter(ModelAdapter):
             padding=0 if decoded == num_frames else p_t - 1,
         )
 
-    def reference_latent_frames(self, pipe: Any) -> int:
+    def training_horizon(self, pipe: Any) -> int:
         """13 latent frames (49 video frames); in 1.5 11 frames of tokens (81 video frames)."""
         return HORIZON_1_5 if _is_1_5(pipe) else HORIZON
 

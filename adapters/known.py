@@ -44,7 +44,7 @@ class KnownModel:
     """Whether a pipeline of one of these classes is this checkpoint, by its configs."""
 
 
-def recognise(models: tuple[KnownModel, ...], pipe: Any) -> KnownModel | None:
+def recognize(models: tuple[KnownModel, ...], pipe: Any) -> KnownModel | None:
     """The first known model that a pipeline, or a skeleton of one, fits."""
     name = type(pipe).__name__
     for model in models:

@@ -10,7 +10,7 @@ from lvsa.errors import LVSAError
 
 # The 540P models were trained on 97 frames, which is also the default of every pipeline; the 720P
 # models on 121. Their configs are the same: a 720P model that was not loaded by its hub id counts
-# as a 540P model, and may set reference_latent_frames = 31.
+# as a 540P model, and may set horizon = 31.
 HORIZON = 25
 HORIZON_720P = 31
 

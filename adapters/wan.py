@@ -169,11 +169,11 @@ class WanAdapter(ModelAdapter):
         same = [m for m in self.known_models if first and m.fits is first.fits]
         return next((m for m in same if m.repository == origin), first)
 
-    def reference_latent_frames(self, pipe: Any) -> int:
+    def training_horizon(self, pipe: Any) -> int:
         """Of the checkpoint; of its kind, which the VAE tells, where the checkpoint is unknown."""
         if self.known_model(pipe) is None and self.spatial_factor(pipe) == TI2V_SPATIAL_FACTOR:
             return TI2V_HORIZON
-        return super().reference_latent_frames(pipe)
+        return super().training_horizon(pipe)
 
     def condition_frames(self, pipe: Any, latent_frames: int) -> tuple[int, ...]:
         """The first frame of an image-to-video pipeline, and the last of a first-last-frame model.

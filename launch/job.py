@@ -14,7 +14,7 @@ from lvsa.backends import get_backend
 from lvsa.launch.config import GenerateConfig
 from lvsa.launch.inputs import Request, call_arguments, make_request
 from lvsa.launch.models import ModelSource, defaults_for, find_model, skeleton_pipeline
-from lvsa.pattern import Pattern
+from lvsa.pattern import Pattern, dense
 from lvsa.shards import FrameGrid, Shards
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def make_job(config: GenerateConfig, world: int, device: torch.device) -> Job:
     call_arguments(request, adapter, skeleton, first_rank=True)
     grid = adapter.grid(request.num_frames, request.height, request.width, skeleton)
     if config.riflex:
-        horizon = adapter.reference_latent_frames(skeleton)
+        horizon = adapter.training_horizon(skeleton)
         check_riflex(adapter.transformers(skeleton), grid.frames, horizon, config.riflex_ratio)
     settings = config.attention
     if "last_image" in request.conditions:
@@ -109,11 +109,7 @@ def make_job(config: GenerateConfig, world: int, device: torch.device) -> Job:
         settings = replace(
             settings, condition_frames=tuple({*settings.condition_frames, grid.frames - 1})
         )
-    pattern = (
-        make_pattern(adapter, skeleton, grid, settings)
-        if config.lvsa
-        else Pattern.dense(grid.frames)
-    )
+    pattern = make_pattern(adapter, skeleton, grid, settings) if config.lvsa else dense(grid.frames)
     dtype = "bfloat16" if device.type == "cuda" else "float32"
     if config.dry_run and config.ranks is not None:
         world = config.ranks
@@ -139,10 +135,10 @@ def without_effect(job: Job) -> list[str]:
     config, pattern = job.config, job.pattern
     found = config.without_effect()
     if config.lvsa and pattern.is_dense:
-        reference = job.adapter.reference_latent_frames(job.skeleton)
+        horizon = job.adapter.training_horizon(job.skeleton)
         found.append(
             f"--lvsa: every one of the {pattern.frames} latent frames attends all others anyway "
-            f"(training horizon: {reference})"
+            f"(training horizon: {horizon})"
         )
     elif config.lvsa and config.attention.rotate_keyframes and pattern.n_offsets == 1:
         found.append("--rotate-keyframes: there is no keyframe that could move")

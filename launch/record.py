@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 
-from lvsa.adapters.install.enable import Session
+from lvsa.adapters.install.enable import LVSASession
 from lvsa.launch.job import Job
 from lvsa.launch.meter import StepTimer, peak_memory_bytes
 from lvsa.launch.output import versions
-from lvsa.launch.report import attention_flops, exchange_bytes, pattern_facts
+from lvsa.launch.report import attention_flops, pattern_facts, received_bytes
 from lvsa.launch.runtime import Runtime
 
 
-def rank_facts(session: Session, steps: StepTimer, runtime: Runtime) -> dict[str, Any]:
+def rank_facts(session: LVSASession, steps: StepTimer, runtime: Runtime) -> dict[str, Any]:
     """What one rank measured in a generation."""
     traffic = session.attention.traffic
     return {
@@ -28,7 +28,7 @@ def rank_facts(session: Session, steps: StepTimer, runtime: Runtime) -> dict[str
 
 def make_record(
     job: Job,
-    session: Session,
+    session: LVSASession,
     ranks: list[dict[str, Any]],
     seconds: dict[str, float],
     device: torch.device,
@@ -47,7 +47,7 @@ def make_record(
             "pipeline": job.source.pipeline_class,
             "adapter": job.adapter.name,
             "lvsa_blocks": session.blocks,
-            "reference_latent_frames": job.adapter.reference_latent_frames(job.skeleton),
+            "horizon": job.adapter.training_horizon(job.skeleton),
             "dtype": str(job.dtype).removeprefix("torch."),
         },
         "request": {
@@ -68,7 +68,7 @@ def make_record(
         },
         "pattern": pattern_facts(job.pattern),
         "attention_flops_per_layer_and_pass": {"lvsa": sparse, "dense": dense},
-        "kv_bytes_per_rank_layer_and_pass_planned": exchange_bytes(job, job.shards)[
+        "kv_bytes_per_rank_layer_and_pass_planned": received_bytes(job, job.shards)[
             job.config.exchange
         ],
         "seconds": seconds,

@@ -17,11 +17,8 @@ def pattern_facts(pattern: Pattern) -> dict[str, Any]:
     """A pattern in numbers; frames are latent frames."""
     attended = pattern.frames_attended
     return {
-        "schedule": pattern.schedule,
-        "interval": pattern.interval,
-        "window": pattern.window,
-        "first_frames": pattern.n_first,
-        "condition_frames": list(pattern.condition_frames),
+        **pattern.parameters,
+        "description": pattern.description,
         "offsets": pattern.n_offsets,
         "anchors_at_step_0": np.flatnonzero(pattern.anchors[0]).tolist(),
         "attended_frames_min": int(attended.min()),
@@ -41,7 +38,7 @@ def attention_flops(job: Job) -> tuple[float, float]:
     return dense * job.pattern.density, dense
 
 
-def exchange_bytes(job: Job, shards: Shards) -> dict[str, list[float]]:
+def received_bytes(job: Job, shards: Shards) -> dict[str, list[float]]:
     """Bytes that each rank receives per layer and guidance pass, mean over offsets, by exchange.
 
     A pipeline that runs both passes as one batch receives twice as much per call.
@@ -65,7 +62,7 @@ def report(job: Job) -> str:
         f"guidance {request.guidance:g}",
         f"sequence   T × P = {T} latent frames × {P} tokens = {S} tokens; {job.layers} layers of "
         f"{job.heads} heads × {job.head_dim}, {str(job.dtype).removeprefix('torch.')}",
-        f"horizon    {job.adapter.reference_latent_frames(job.skeleton)} latent frames",
+        f"horizon    {job.adapter.training_horizon(job.skeleton)} latent frames",
         f"pattern    {_pattern_line(job)}",
         f"anchors    {joined(facts['anchors_at_step_0'], 24)} at step 0",
         f"attended   {facts['attended_frames_min']} / {facts['attended_frames_mean']:.1f} / "
@@ -87,7 +84,7 @@ def report(job: Job) -> str:
         lines.append(
             "received   MB per rank, layer and guidance pass (min / mean / max over ranks):"
         )
-        for name, values in exchange_bytes(job, shards).items():
+        for name, values in received_bytes(job, shards).items():
             low, mean, high = min(values) / 1e6, float(np.mean(values)) / 1e6, max(values) / 1e6
             mark = "  ← this job" if name == job.config.exchange else ""
             lines.append(f"             {name:<10} {low:.4g} / {mean:.4g} / {high:.4g}{mark}")
@@ -100,14 +97,4 @@ def _pattern_line(job: Job) -> str:
         return "dense (no --lvsa)"
     if pattern.is_dense:
         return "dense: the video is not longer than what is attended anyway"
-    spread = (
-        f"{pattern.keyframes} keyframes, evenly spread"
-        if pattern.schedule == "even"
-        else f"a keyframe every {pattern.interval} frames"
-    )
-    moves = f", moving each step ({pattern.n_offsets} offsets)" if pattern.rotate else ""
-    given = f", conditioning frames {joined(pattern.condition_frames)}"
-    return (
-        f"{pattern.n_first} first, {spread}{moves}; window ±{pattern.window}"
-        f"{given if pattern.condition_frames else ''} (latent frames)"
-    )
+    return pattern.description

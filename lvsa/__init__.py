@@ -13,31 +13,31 @@ attention runs in one process.
 
 from typing import TYPE_CHECKING, Any
 
-from lvsa.attention import LVSAttention, Text
+from lvsa.attention import LVSAttention, TextTokens
 from lvsa.pattern import Pattern
 from lvsa.settings import LVSASettings
 from lvsa.shards import FrameGrid, Shards
 
 if TYPE_CHECKING:
-    from lvsa.adapters.install.enable import Session, enable
+    from lvsa.adapters.install.enable import LVSASession, enable
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FrameGrid",
+    "LVSASession",
     "LVSASettings",
     "LVSAttention",
     "Pattern",
-    "Session",
     "Shards",
-    "Text",
+    "TextTokens",
     "enable",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # The engine knows no models; the one call that does is loaded when it is asked for.
-    if name in ("enable", "Session"):
+    if name in ("enable", "LVSASession"):
         from lvsa.adapters.install import enable as module
 
         return getattr(module, name)

@@ -18,12 +18,12 @@ from lvsa.comm import all_gather, check_agreement, group_rank, group_size, wait
 from lvsa.errors import LVSAError, SequenceError
 from lvsa.exchange import Exchange, Local, get_exchange
 from lvsa.layout import full_layout
-from lvsa.merge import Partial, merge, merge_all
+from lvsa.merge import AttentionState, merge, merge_all
 from lvsa.pattern import Pattern
 from lvsa.shards import FrameGrid, Shards
 
 
-class Text(NamedTuple):
+class TextTokens(NamedTuple):
     """Text tokens inside the attention, the same on every rank.
 
     Args:
@@ -44,7 +44,7 @@ def valid_positions(mask_BX: Tensor) -> tuple[Tensor, ...]:
 
 
 @dataclass
-class Traffic:
+class Received:
     """What attention received from other ranks since the last reset."""
 
     calls: int = 0
@@ -100,7 +100,7 @@ class LVSAttention:
             self.shards, pattern, self.rank, group
         )
         self.step = 0
-        self.traffic = Traffic()
+        self.traffic = Received()
 
     @property
     def local_tokens(self) -> int:
@@ -112,7 +112,7 @@ class LVSAttention:
         q_BLHD: Tensor,
         k_BLHD: Tensor,
         v_BLHD: Tensor,
-        text: Text | None = None,
+        text: TextTokens | None = None,
         scale: float | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention of this rank's video tokens, and of the text tokens where there are any.
@@ -133,7 +133,7 @@ class LVSAttention:
         """
         self._check(q_BLHD, k_BLHD, v_BLHD)
         text_out = None if text is None else self._start_text(text, k_BLHD, v_BLHD, scale)
-        state: Partial | None = None
+        state: AttentionState | None = None
         before = self.exchange.received_bytes
         for block in self.exchange.stream(k_BLHD, v_BLHD, self.pattern.offset(self.step)):
             partial = self.backend.attend(q_BLHD, *block, scale)
@@ -157,7 +157,7 @@ class LVSAttention:
                     "in dimension 1. Set it up again for this size and frame count"
                 )
 
-    def _attend_text(self, q_BLHD: Tensor, text: Text, scale: float | None) -> Partial:
+    def _attend_text(self, q_BLHD: Tensor, text: TextTokens, scale: float | None) -> AttentionState:
         """Any queries over all valid text."""
         L = q_BLHD.shape[1]
         if text.valid is None:
@@ -170,10 +170,10 @@ class LVSAttention:
             layout = full_layout(L, positions.numel())
             partials.append(self.backend.attend(q_BLHD[b : b + 1], k, v, layout, scale))
         outs, lses = zip(*partials, strict=True)
-        return Partial(torch.cat(outs), torch.cat(lses))
+        return AttentionState(torch.cat(outs), torch.cat(lses))
 
     def _start_text(
-        self, text: Text, k_BLHD: Tensor, v_BLHD: Tensor, scale: float | None
+        self, text: TextTokens, k_BLHD: Tensor, v_BLHD: Tensor, scale: float | None
     ) -> "_TextOutput":
         """Text queries over the local video, sent to all ranks while the video is attended."""
         q = text.q_BXHD
@@ -189,7 +189,9 @@ class LVSAttention:
 class _TextOutput:
     """Text attention on its way: partials of all ranks, merged when they have arrived."""
 
-    def __init__(self, partial: Partial, group: dist.ProcessGroup | None, traffic: Traffic) -> None:
+    def __init__(
+        self, partial: AttentionState, group: dist.ProcessGroup | None, traffic: Received
+    ) -> None:
         self.partial, self.group, self.traffic = partial, group, traffic
         self.world = group_size(group)
         if self.world == 1:
@@ -208,5 +210,5 @@ class _TextOutput:
             (self.world - 1) * self.everyone[0].numel() * self.everyone.element_size()
         )
         return merge_all(
-            Partial(part[..., :-1], part[..., -1].transpose(1, 2)) for part in self.everyone
+            AttentionState(part[..., :-1], part[..., -1].transpose(1, 2)) for part in self.everyone
         ).out_BLHD

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lvsa.keyframes import Bools
-from lvsa.pattern import Ints
-from lvsa.shards import Interval
+from lvsa.pattern import Bools, Ints
+from lvsa.shards import TokenRange
 
 
 class Piece(NamedTuple):
@@ -30,7 +29,7 @@ class Tile(NamedTuple):
 
     start: int
     stop: int
-    keys: tuple[Interval, ...]
+    keys: tuple[TokenRange, ...]
 
     @property
     def n_queries(self) -> int:
@@ -64,7 +63,7 @@ class BlockLayout:
         return sum(tile.n_queries for tile in self.tiles) == self.n_queries
 
     @cached_property
-    def split(self) -> tuple[tuple[Interval, ...], "BlockLayout"]:
+    def split(self) -> tuple[tuple[TokenRange, ...], "BlockLayout"]:
         """Ranges that every query attends (the anchors), and the layout of all the others.
 
         The common ranges cost a kernel one call for all queries and one copy of their keys,
@@ -96,7 +95,7 @@ class BlockLayout:
         return tuple(tuple(group) for group in groups.values())
 
 
-def pack(intervals: Iterable[Interval]) -> tuple[Piece, ...]:
+def pack(intervals: Iterable[TokenRange]) -> tuple[Piece, ...]:
     """Intervals of the sequence laid one behind the other in a buffer."""
     pieces, position = [], 0
     for start, stop in intervals:
@@ -105,7 +104,7 @@ def pack(intervals: Iterable[Interval]) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def frame_runs(frames: Bools, tokens_per_frame: int, within: Interval) -> list[Interval]:
+def frame_runs(frames: Bools, tokens_per_frame: int, within: TokenRange) -> list[TokenRange]:
     """Token intervals of the chosen frames inside ``within``, neighbours joined.
 
     Args:
@@ -124,7 +123,7 @@ def frame_runs(frames: Bools, tokens_per_frame: int, within: Interval) -> list[I
 
 
 def build_layout(
-    queries: Interval, pieces: Sequence[Piece], attended: Bools, tokens_per_frame: int
+    queries: TokenRange, pieces: Sequence[Piece], attended: Bools, tokens_per_frame: int
 ) -> BlockLayout:
     """What the queries [start, stop) of the sequence attend in a block made of ``pieces``.
 
@@ -161,7 +160,7 @@ def build_layout(
     return layout
 
 
-def _join(starts: Ints, stops: Ints) -> tuple[Interval, ...]:
+def _join(starts: Ints, stops: Ints) -> tuple[TokenRange, ...]:
     """Intervals in buffer order with touching neighbours made one."""
     head = np.concatenate([[True], starts[1:] != stops[:-1]])
     tail = np.concatenate([head[1:], [True]])

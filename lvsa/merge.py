@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class Partial(NamedTuple):
+class AttentionState(NamedTuple):
     """Attention over part of the keys.
 
     out_BLHD: the softmax-weighted values; anything finite where no key was attended.
@@ -24,7 +24,7 @@ class Partial(NamedTuple):
     lse_BHL: Tensor
 
 
-def merge(a: Partial, b: Partial) -> Partial:
+def merge(a: AttentionState, b: AttentionState) -> AttentionState:
     """Attention over the keys of ``a`` and ``b``; both must be over the same queries.
 
     Accumulates in the precision of the log-sum-exp. Queries that attended nothing in one partial
@@ -36,10 +36,10 @@ def merge(a: Partial, b: Partial) -> Partial:
     weight_a = torch.exp(a.lse_BHL - floor).transpose(1, 2).unsqueeze(-1)
     weight_b = torch.exp(b.lse_BHL - floor).transpose(1, 2).unsqueeze(-1)
     out = torch.addcmul(b.out_BLHD * weight_b, a.out_BLHD.to(lse.dtype), weight_a)
-    return Partial(out, lse)
+    return AttentionState(out, lse)
 
 
-def merge_all(partials: Iterable[Partial]) -> Partial:
+def merge_all(partials: Iterable[AttentionState]) -> AttentionState:
     """Merges in the order given, so that every rank that does it gets the same bits."""
     iterator = iter(partials)
     merged = next(iterator)

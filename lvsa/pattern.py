@@ -1,154 +1,149 @@
 """The attention pattern: one boolean matrix [T, T] per keyframe offset.
 
-``attended[o, f, g]`` says whether the queries of latent frame f attend the keys of latent frame g
+``attended[o][f, g]`` says whether the queries of latent frame f attend the keys of latent frame g
 while the keyframes stand at offset o. It is fixed before any rank is consulted; kernel layouts,
 exchange tables, byte counts, FLOPs and pictures are all derived from it.
+
+`lvsa.published` and `lvsa.even` make the patterns of LVSA. A pattern of your own is a matrix:
+
+    radial = Pattern.of(np.abs(np.subtract.outer(frames, frames)) <= 8, description="radial")
+    both = radial | lvsa.published(len(frames), horizon=21)
 """
 
 import hashlib
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, NamedTuple, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lvsa.errors import LVSAError
-from lvsa.keyframes import (
-    Bools,
-    attention_budget,
-    automatic_interval,
-    even_count,
-    even_keyframes,
-    published_keyframes,
-)
 
-Schedule = Literal["published", "even"]
+Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
+MOST_FRAMES = 10_000
+"""Latent frames that a pattern may have: one matrix of them takes 100 MB."""
 
-@dataclass(frozen=True)
-class Pattern:
-    """Which latent frames each latent frame attends. Build it with a class method.
+
+class FrameMatrices(Sequence[Bools]):
+    """Boolean matrices ``[n_offsets, T, T]``, each made when it is asked for.
+
+    A video of thousands of latent frames has hundreds of offsets, and nobody needs all of their
+    matrices at once. The last one is kept. ``np.asarray`` gives the whole array.
 
     Args:
-        frames: T, latent frames of the video.
-        window: half-width W of the local window; a frame sees up to 2W + 1 frames around it.
-        n_first: leading frames that everybody attends.
-        interval: `published`: spacing of the keyframes. `even`: period of their rotation.
-        schedule: how keyframes are spread, see `lvsa.keyframes`.
-        keyframes: `even` only, the number of spread keyframes.
-        rotate: whether keyframes move by one frame each denoising step.
-        expand_window: grow each window until it holds 2W + 1 frames that are not anchors.
-        condition_frames: further frames that everybody attends (image or video conditioning).
+        n_offsets: how many there are.
+        frames: T.
+        make: offset → matrix ``[T, T]``; a pure function.
     """
 
-    frames: int
-    window: int = 3
-    n_first: int = 1
-    interval: int = 1
-    schedule: Schedule = "published"
-    keyframes: int = 0
-    rotate: bool = False
-    expand_window: bool = True
-    condition_frames: tuple[int, ...] = ()
+    def __init__(self, n_offsets: int, frames: int, make: Callable[[int], Bools]) -> None:
+        self.shape = (n_offsets, frames, frames)
+        self._make = make
+        self._last: tuple[int, Bools] | None = None
 
-    def __post_init__(self) -> None:
-        for name, value, low in (
-            ("frames", self.frames, 1),
-            ("window", self.window, 0),
-            ("n_first", self.n_first, 0),
-            ("interval", self.interval, 1),
-        ):
-            if value < low:
-                raise LVSAError(f"{name} is {value} latent frames; it must be at least {low}")
-        if self.schedule not in ("published", "even"):
-            raise LVSAError(f"unknown schedule {self.schedule!r}; known: published, even")
-        outside = [f for f in self.condition_frames if not 0 <= f < self.frames]
-        if outside:
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @overload
+    def __getitem__(self, offset: int) -> Bools: ...
+    @overload
+    def __getitem__(self, offset: slice) -> Sequence[Bools]: ...
+    def __getitem__(self, offset: int | slice) -> Bools | Sequence[Bools]:
+        if isinstance(offset, slice):
+            return [self[o] for o in range(*offset.indices(len(self)))]
+        if not -len(self) <= offset < len(self):
+            raise IndexError(f"offset {offset} of a pattern with {len(self)}")
+        offset %= len(self)
+        if self._last is None or self._last[0] != offset:
+            matrix = np.asarray(self._make(offset), dtype=np.bool_)
+            matrix.flags.writeable = False
+            self._last = offset, matrix
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[Bools]:
+        return (self[offset] for offset in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.stack(list(self)).astype(dtype or np.bool_, copy=False)
+
+
+class _Summary(NamedTuple):
+    """What one pass over the matrices tells."""
+
+    frames_attended: Ints
+    anchors: Bools
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Which latent frames attend which, at every keyframe offset.
+
+    Args:
+        attended: ``[n_offsets, T, T]``, see `FrameMatrices`.
+        fixed_anchors: frames that every query attends at every offset on purpose: the first ones
+            and those that hold an image. Pictures set them apart from keyframes.
+        description: one line for a reader.
+        parameters: what it was made from, by name, for the record.
+    """
+
+    attended: FrameMatrices
+    fixed_anchors: tuple[int, ...] = ()
+    description: str = "a pattern of its own"
+    parameters: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def of(
+        cls,
+        matrix: ArrayLike,
+        *,
+        fixed_anchors: Sequence[int] = (),
+        description: str = "a pattern of its own",
+    ) -> "Pattern":
+        """A pattern from its matrix, ``[T, T]``, or ``[n_offsets, T, T]`` with one for each offset.
+
+        Raises:
+            LVSAError: for another shape, a frame that attends nothing, or an anchor that is not
+                attended by all.
+        """
+        array = np.array(matrix, dtype=np.bool_)
+        array = array[None] if array.ndim == 2 else array
+        if array.ndim != 3 or array.shape[1] != array.shape[2] or 0 in array.shape:
             raise LVSAError(
-                f"condition frames {outside} are not latent frames of this video; "
-                f"allowed: 0 … {self.frames - 1}"
+                f"a pattern takes a matrix [T, T] or [n_offsets, T, T] of frames; got "
+                f"{list(np.shape(matrix))}"
             )
+        check_frames(array.shape[1])
+        empty = np.argwhere(~array.any(2))
+        if len(empty):
+            offset, frame = empty[0].tolist()
+            raise LVSAError(
+                f"frame {frame} attends nothing at offset {offset}; every frame must attend at "
+                "least one, usually itself"
+            )
+        missing = [f for f in fixed_anchors if not (f < array.shape[1] and array[:, :, f].all())]
+        if missing:
+            raise LVSAError(
+                f"frames {missing} are called anchors, but not every frame attends them"
+            )
+        matrices = FrameMatrices(len(array), array.shape[1], array.__getitem__)
+        return cls(matrices, tuple(fixed_anchors), description)
 
-    @classmethod
-    def dense(cls, frames: int) -> "Pattern":
-        """Every frame attends every frame."""
-        return cls(frames=frames, interval=1)
-
-    @classmethod
-    def published(
-        cls,
-        frames: int,
-        *,
-        reference: int | None = None,
-        interval: int | None = None,
-        window: int = 3,
-        n_first: int = 1,
-        scale: float = 1.0,
-        rotate: bool = False,
-        expand_window: bool = True,
-        condition_frames: tuple[int, ...] = (),
-    ) -> "Pattern":
-        """Keyframes every ``interval`` frames, or by the automatic rule from ``reference``."""
-        if (interval is None) == (reference is None):
-            raise LVSAError("give either an interval or a reference horizon, in latent frames")
-        if interval is None:
-            assert reference is not None
-            interval = automatic_interval(frames, reference, window, n_first, scale)
-        return cls(
-            frames=frames,
-            window=window,
-            n_first=n_first,
-            interval=interval,
-            rotate=rotate,
-            expand_window=expand_window,
-            condition_frames=condition_frames,
-        )
-
-    @classmethod
-    def even(
-        cls,
-        frames: int,
-        *,
-        reference: int | None = None,
-        interval: int | None = None,
-        window: int = 3,
-        n_first: int = 1,
-        scale: float = 1.0,
-        rotate: bool = False,
-        expand_window: bool = True,
-        condition_frames: tuple[int, ...] = (),
-    ) -> "Pattern":
-        """Exactly as many keyframes as the budget leaves, or one for each ``interval`` frames."""
-        if (interval is None) == (reference is None):
-            raise LVSAError("give either an interval or a reference horizon, in latent frames")
-        n_fixed = len({*range(min(n_first, frames)), *condition_frames})
-        free = frames - n_fixed
-        if reference is not None:
-            budget = attention_budget(reference, scale, n_first)
-            count = even_count(frames, budget, window, n_fixed)
-        else:
-            assert interval is not None
-            if interval < 1:
-                raise LVSAError(f"interval is {interval} latent frames; it must be at least 1")
-            count = -(-free // interval)
-        return cls(
-            frames=frames,
-            window=window,
-            n_first=n_first,
-            interval=-(-free // count) if count else 1,
-            schedule="even",
-            keyframes=count,
-            rotate=rotate,
-            expand_window=expand_window,
-            condition_frames=condition_frames,
-        )
+    @property
+    def frames(self) -> int:
+        """T, latent frames."""
+        return self.attended.shape[1]
 
     @property
     def n_offsets(self) -> int:
         """Distinct keyframe offsets: 1 where keyframes stand still."""
-        return self.interval if self.rotate else 1
+        return self.attended.shape[0]
 
     def offset(self, step: int) -> int:
         """The keyframe offset of a denoising step, counted from 0 in every generation."""
@@ -156,83 +151,91 @@ class Pattern:
             raise LVSAError(f"denoising step is {step}; steps are counted from 0")
         return step % self.n_offsets
 
-    @cached_property
-    def fixed_anchors(self) -> tuple[int, ...]:
-        """Anchors that do not move: the first frames and the conditioning frames."""
-        return tuple(sorted({*range(min(self.n_first, self.frames)), *self.condition_frames}))
+    def __or__(self, other: "Pattern") -> "Pattern":
+        """What either of them attends."""
+        return _combined(self, other, np.logical_or, "or")
+
+    def __and__(self, other: "Pattern") -> "Pattern":
+        """What both of them attend."""
+        return _combined(self, other, np.logical_and, "and")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pattern) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     @cached_property
-    def anchors(self) -> Bools:
-        """``[n_offsets, T]``: frames that every query attends."""
-        rows = []
-        for offset in range(self.n_offsets):
-            if self.schedule == "even":
-                row = even_keyframes(self.frames, self.fixed_anchors, self.keyframes, offset)
-            else:
-                row = published_keyframes(self.frames, self.interval, offset)
-            row[list(self.fixed_anchors)] = True
-            rows.append(row)
-        return np.stack(rows)
-
-    @cached_property
-    def windows(self) -> tuple[Ints, Ints]:
-        """First and last frame of every window, each ``[n_offsets, T]``.
-
-        The adaptive bounds slide inwards at the ends of the video. Expanded windows then take one
-        frame left and one right, in turn, until they hold min(2W + 1, T − |G|) frames that are
-        not anchors; the number of turns is found by bisection, for all frames at once.
-        """
-        T, W = self.frames, self.window
-        frame = np.arange(T)
-        low = np.maximum(0, np.minimum(frame - W, T - 1 - 2 * W))
-        high = np.minimum(T - 1, np.maximum(frame + W, 2 * W))
-        low, high = (np.broadcast_to(x, (self.n_offsets, T)).copy() for x in (low, high))
-        if not self.expand_window:
-            return low, high
-        free = ~self.anchors
-        before = np.concatenate([np.zeros((self.n_offsets, 1), np.int64), free.cumsum(1)], axis=1)
-        wanted = np.minimum(2 * W + 1, free.sum(1))[:, None]
-
-        def grown(turns: Ints) -> tuple[Ints, Ints]:
-            return np.maximum(0, low - (turns + 1) // 2), np.minimum(T - 1, high + turns // 2)
-
-        enough, too_few = np.full_like(low, 2 * T), np.full_like(low, -1)
-        while (enough - too_few > 1).any():
-            middle = (enough + too_few) // 2
-            a, b = grown(middle)
-            held = np.take_along_axis(before, b + 1, 1) - np.take_along_axis(before, a, 1)
-            enough = np.where(held >= wanted, middle, enough)
-            too_few = np.where(held >= wanted, too_few, middle)
-        return grown(enough)
-
-    @cached_property
-    def attended(self) -> Bools:
-        """``[n_offsets, T, T]``: the pattern itself, anchors and windows together."""
-        low, high = self.windows
-        frame = np.arange(self.frames, dtype=np.int64)
-        matrix = frame >= low[..., None]
-        matrix &= frame <= high[..., None]
-        matrix |= self.anchors[:, None, :]
-        return matrix
+    def _summary(self) -> _Summary:
+        # The shape counts too: matrices of other shapes may pack to the same bits.
+        digest = hashlib.sha256(repr(self.attended.shape).encode())
+        counts, anchors = [], []
+        for matrix in self.attended:
+            counts.append(matrix.sum(1, dtype=np.int64))
+            anchors.append(matrix.all(0))
+            digest.update(np.packbits(matrix).tobytes())
+        return _Summary(np.stack(counts), np.stack(anchors), digest.hexdigest()[:16])
 
     @property
     def frames_attended(self) -> Ints:
         """``[n_offsets, T]``: how many frames each frame attends."""
-        return self.attended.sum(-1)
+        return self._summary.frames_attended
+
+    @property
+    def anchors(self) -> Bools:
+        """``[n_offsets, T]``: frames that every query attends."""
+        return self._summary.anchors
 
     @property
     def density(self) -> float:
         """Attended share of all (query, key) frame pairs, over all offsets; 1.0 is dense."""
-        return float(self.attended.mean())
+        return float(self.frames_attended.mean()) / self.frames
 
     @property
     def is_dense(self) -> bool:
         """Whether every query attends every key at every offset."""
-        return bool(self.attended.all())
+        return bool((self.frames_attended == self.frames).all())
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """A short fingerprint of the matrix: ranks compare it before they run."""
-        # The shape counts too: matrices of other shapes may pack to the same bits.
-        packed = repr(self.attended.shape).encode() + np.packbits(self.attended).tobytes()
-        return hashlib.sha256(packed).hexdigest()[:16]
+        """A short fingerprint of the matrices: ranks compare it before they run."""
+        return self._summary.digest
+
+
+def dense(frames: int) -> Pattern:
+    """Every frame attends every frame."""
+    check_frames(frames)
+    everything = np.ones((frames, frames), dtype=np.bool_)
+    return Pattern(FrameMatrices(1, frames, lambda _: everything.copy()), description="dense")
+
+
+def check_frames(frames: int) -> None:
+    """Stops for a number of latent frames that no pattern can have."""
+    if frames < 1:
+        raise LVSAError(f"frames is {frames} latent frames; it must be at least 1")
+    if frames > MOST_FRAMES:
+        raise LVSAError(
+            f"a video of {frames:,} latent frames is more than a pattern is made for; at most "
+            f"{MOST_FRAMES:,}"
+        )
+
+
+def _combined(a: Pattern, b: Pattern, operation: Any, word: str) -> Pattern:
+    if a.frames != b.frames:
+        raise LVSAError(
+            f"patterns of {a.frames} and {b.frames} latent frames cannot be combined; they must "
+            "be of one video"
+        )
+    anchors = {*a.fixed_anchors, *b.fixed_anchors}
+    if word == "and":
+        anchors = {f for f in anchors if b.anchors[:, f].all() and a.anchors[:, f].all()}
+    n_offsets = math.lcm(a.n_offsets, b.n_offsets)
+    return Pattern(
+        FrameMatrices(
+            n_offsets,
+            a.frames,
+            lambda o: operation(a.attended[o % a.n_offsets], b.attended[o % b.n_offsets]),
+        ),
+        tuple(sorted(anchors)),
+        f"({a.description}) {word} ({b.description})",
+    )

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lvsa.attention import LVSAttention, Text, valid_positions
+from lvsa.attention import LVSAttention, TextTokens, valid_positions
 from lvsa.errors import LVSAError
 from lvsa.layout import full_layout
 
@@ -91,7 +91,7 @@ class LVSAProcessor:
                         "processor on it"
                     )
                 return self._cross_attention(attn, q, encoder)
-            text = Text(*encoder_qkv, valid=self._valid_text(attention_mask))
+            text = TextTokens(*encoder_qkv, valid=self._valid_text(attention_mask))
         rotary = rotary_emb if rotary_emb is not None else image_rotary_emb
         if rotary is not None:
             q, k = adapter.apply_rotary(q, k, rotary, q.shape[1], engine.rank, engine.world)

@@ -10,14 +10,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lvsa.errors import LVSAError
-from lvsa.pattern import Pattern, Schedule
+from lvsa.keyframes import PLACEMENTS, Placement
+from lvsa.pattern import Pattern
 
 logger = logging.getLogger(__name__)
 
 # In video frames, as published.
 WINDOW_SIZE = 12
 N_FIRST_FRAMES = 4
-SCHEDULES = {"published": Pattern.published, "even": Pattern.even}
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class LVSASettings:
     latent frames."""
     sparsity_scale: float = 1.0
     """Attended frames as a multiple of the training horizon, for the automatic interval."""
-    reference_latent_frames: int | None = None
+    horizon: int | None = None
     """Training horizon in latent frames, for the automatic interval. Default: the model's own."""
-    schedule: Schedule = "published"
+    keyframe_placement: Placement = "published"
     """How keyframes are spread: 'published' at an interval, 'even' so that the budget is met."""
     condition_frames: tuple[int, ...] = ()
     """Latent frames with conditioning images or video, attended by every frame."""
@@ -51,13 +51,13 @@ class LVSASettings:
         """Whether the interval comes from the training horizon."""
         return self.auto_keyframes or self.key_frame_interval is None
 
-    def pattern(self, frames: int, temporal_factor: int, reference: int) -> Pattern:
+    def pattern(self, frames: int, temporal_factor: int, horizon: int) -> Pattern:
         """The pattern of a video of ``frames`` latent frames.
 
         Args:
             frames: T, latent frames.
             temporal_factor: video frames per latent frame.
-            reference: the model's training horizon, latent frames.
+            horizon: the model's training horizon, latent frames.
 
         Raises:
             LVSAError: for a setting out of range, or one that is less than a latent frame.
@@ -67,12 +67,15 @@ class LVSASettings:
         n_first = to_latent(
             "number of first frames", self.n_first_frames, smallest=0, default=N_FIRST_FRAMES
         )
-        make = SCHEDULES.get(self.schedule)
+        make = PLACEMENTS.get(self.keyframe_placement)
         if make is None:
-            raise LVSAError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
+            raise LVSAError(
+                f"unknown keyframe placement {self.keyframe_placement!r}; "
+                f"known: {', '.join(PLACEMENTS)}"
+            )
         if self.automatic:
-            horizon = self.reference_latent_frames
-            spread: dict[str, Any] = {"reference": reference if horizon is None else horizon}
+            own = self.horizon
+            spread: dict[str, Any] = {"horizon": horizon if own is None else own}
         else:
             assert self.key_frame_interval is not None
             spread = {
@@ -95,7 +98,7 @@ class LVSASettings:
             if self.key_frame_interval is not None:
                 found.append("--key-frame-interval: --auto-keyframes sets the interval")
         else:
-            for name in ("sparsity_scale", "reference_latent_frames"):
+            for name in ("sparsity_scale", "horizon"):
                 if getattr(self, name) != DEFAULTS[name]:
                     found.append(f"{flag(name)}: --key-frame-interval sets the interval")
         return found

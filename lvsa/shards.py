@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lvsa.errors import DivisibilityError, LVSAError
-from lvsa.keyframes import Bools
+from lvsa.pattern import Bools
 
-Interval = tuple[int, int]
+TokenRange = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -74,26 +74,26 @@ class Shards:
         """L = S/N."""
         return self.grid.tokens // self.world
 
-    def interval(self, rank: int) -> Interval:
+    def token_range(self, rank: int) -> TokenRange:
         """First token of a rank and the one after its last, in the whole sequence."""
         if not 0 <= rank < self.world:
             raise LVSAError(f"rank is {rank}; allowed: 0 … {self.world - 1}")
         return rank * self.local_tokens, (rank + 1) * self.local_tokens
 
-    def frame_interval(self, rank: int) -> Interval:
+    def frame_range(self, rank: int) -> TokenRange:
         """First frame that a rank holds tokens of, and the one after its last."""
-        start, stop = self.interval(rank)
+        start, stop = self.token_range(rank)
         P = self.grid.tokens_per_frame
         return start // P, -(-stop // P)
 
     def frames_needed(self, rank: int, attended: Bools) -> Bools:
         """``[T]``: frames that some query of this rank attends; ``attended`` is [T, T]."""
-        first, last = self.frame_interval(rank)
+        first, last = self.frame_range(rank)
         return np.asarray(attended[first:last].any(0))
 
     def tokens_held(self, rank: int) -> np.ndarray:
         """``[T]``: how many tokens of each frame a rank holds."""
-        start, stop = self.interval(rank)
+        start, stop = self.token_range(rank)
         P = self.grid.tokens_per_frame
         frame = np.arange(self.grid.frames) * P
         return np.maximum(0, np.minimum(stop, frame + P) - np.maximum(start, frame))
@@ -126,7 +126,7 @@ def nearest_frames(grid: FrameGrid, world: int) -> list[int]:
     return [t for t in (below, below + step) if t > 0]
 
 
-def nearest_sizes(grid: FrameGrid, world: int, reach: int = 8, most: int = 3) -> list[Interval]:
+def nearest_sizes(grid: FrameGrid, world: int, reach: int = 8, most: int = 3) -> list[TokenRange]:
     """(rows, columns) nearest to the grid's whose frames divide among the ranks."""
     step = world // math.gcd(grid.frames, world)
     found = [

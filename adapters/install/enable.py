@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Session:
+class LVSASession:
     """LVSA at work on a pipeline. Leaving its context, or `remove`, restores the pipeline."""
 
     adapter: ModelAdapter
@@ -53,7 +53,7 @@ class Session:
             self.riflex.remove()
         self._originals, self.plans, self._handles = [], [], []
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> "LVSASession":
         return self
 
     def __exit__(
@@ -79,13 +79,13 @@ def enable(
     adapter: str | ModelAdapter | None = None,
     riflex: bool = False,
     riflex_ratio: float | None = None,
-) -> Session:
+) -> LVSASession:
     """Installs LVSA on a pipeline for videos of one size and length.
 
     Args:
         pipe: a diffusers pipeline of a family that an adapter serves.
         num_frames, height, width: of the videos, in frames and pixels; pass the pipeline the same.
-        settings: window, keyframes and schedule; the defaults without it.
+        settings: window and keyframes; the defaults without it.
         pattern: a pattern of your own in place of ``settings``, in latent frames.
         exchange: how keys and values travel: all_gather, ring or needed.
         backend: the attention kernel.
@@ -124,10 +124,10 @@ def enable(
     attention = LVSAttention(pattern, grid, group=group, exchange=exchange, backend=backend)
     check_agreement({"riflex": riflex, "riflex_ratio": riflex_ratio}, group, what="RIFLEx settings")
     transformers = adapter.transformers(pipe)
-    session = Session(adapter, attention, StepClock(lambda s: setattr(attention, "step", s)), 0)
+    session = LVSASession(adapter, attention, StepClock(lambda s: setattr(attention, "step", s)), 0)
     try:
         if riflex:
-            horizon = adapter.reference_latent_frames(pipe)
+            horizon = adapter.training_horizon(pipe)
             session.riflex = apply_riflex(transformers, grid.frames, horizon, riflex_ratio)
         for transformer in transformers.values():
             session._originals += [
@@ -159,7 +159,7 @@ def make_pattern(
     anchors = tuple(sorted({*settings.condition_frames, *implied}))
     settings = replace(settings, condition_frames=anchors)
     return settings.pattern(
-        grid.frames, adapter.temporal_factor(pipe), adapter.reference_latent_frames(pipe)
+        grid.frames, adapter.temporal_factor(pipe), adapter.training_horizon(pipe)
     )
 
 
@@ -171,7 +171,7 @@ def default_mesh(pipe: Any) -> DeviceMesh | None:
     return init_device_mesh(device_type, (dist.get_world_size(),), mesh_dim_names=("cp",))
 
 
-def _check_processors(session: Session, transformer: nn.Module) -> None:
+def _check_processors(session: LVSASession, transformer: nn.Module) -> None:
     """LVSA must still be where it was put: another processor would run dense, and in silence.
 
     One of the user's own may stand in its place if it holds this session's engine.
@@ -184,7 +184,7 @@ def _check_processors(session: Session, transformer: nn.Module) -> None:
             )
 
 
-def _watch(pipe: Any, transformer: nn.Module, session: Session) -> Any:
+def _watch(pipe: Any, transformer: nn.Module, session: LVSASession) -> Any:
     """Follows the pipeline's scheduler, and holds the ranks' inputs against one another.
 
     Once a generation, before anything is cut: ranks that drew different noise, or encoded the

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lvsa.layout import BlockLayout
-from lvsa.merge import Partial
+from lvsa.merge import AttentionState
 
 
 class Backend(ABC):
@@ -26,7 +26,7 @@ class Backend(ABC):
         v_BCHD: Tensor,
         layout: BlockLayout,
         scale: float | None = None,
-    ) -> Partial:
+    ) -> AttentionState:
         """Softmax attention of every query over its ranges of the block.
 
         Args:

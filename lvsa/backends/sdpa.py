@@ -13,7 +13,7 @@ from torch import Tensor
 from lvsa.backends.base import Backend
 from lvsa.errors import BackendUnavailable
 from lvsa.layout import BlockLayout, Tile
-from lvsa.merge import Partial, merge
+from lvsa.merge import AttentionState, merge
 
 # A tile with fewer multiply-adds than this does not amortise its kernel call: batch it.
 SMALL_TILE_WORK = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -39,7 +39,7 @@ class SDPABackend(Backend):
         v_BCHD: Tensor,
         layout: BlockLayout,
         scale: float | None = None,
-    ) -> Partial:
+    ) -> AttentionState:
         kernel = kernel_for(q_BLHD)
         scale = 1 / math.sqrt(q_BLHD.shape[-1]) if scale is None else scale
         common, rest = layout.split
@@ -59,7 +59,7 @@ class SDPABackend(Backend):
         v_BCHD: Tensor,
         layout: BlockLayout,
         scale: float,
-    ) -> Partial:
+    ) -> AttentionState:
         """Every tile by itself, or with its equals where they are small."""
         if len(layout.tiles) == 1 and layout.covers_all_queries:
             return self._tile(kernel, q_BLHD, k_BCHD, v_BCHD, layout.tiles[0], scale)
@@ -81,16 +81,16 @@ class SDPABackend(Backend):
                 partial = self._tile(kernel, q_BLHD, k_BCHD, v_BCHD, tile, scale)
                 out[:, tile.start : tile.stop] = partial.out_BLHD
                 lse[:, :, tile.start : tile.stop] = partial.lse_BHL
-        return Partial(out, lse)
+        return AttentionState(out, lse)
 
     def _tile(
         self, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scale: float
-    ) -> Partial:
+    ) -> AttentionState:
         """One kernel call. A tile whose keys stand together is attended in place, uncopied."""
         k_BHCD, v_BHCD = (_ranges(x.transpose(1, 2), tile) for x in (k, v))
         q_BHLD = q[:, tile.start : tile.stop].transpose(1, 2)
         out_BHLD, lse_BHL = kernel(q_BHLD, k_BHCD, v_BHCD, scale)
-        return Partial(out_BHLD.transpose(1, 2), lse_BHL)
+        return AttentionState(out_BHLD.transpose(1, 2), lse_BHL)
 
     def _group(
         self,

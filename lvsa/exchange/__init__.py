@@ -6,7 +6,7 @@ same attention; they differ in what travels and when.
 
 from lvsa.errors import LVSAError
 from lvsa.exchange.all_gather import AllGather
-from lvsa.exchange.base import Block, BlockPlan, Exchange, ExchangePlan
+from lvsa.exchange.base import Exchange, ExchangePlan, KVBlock, KVBlockPlan
 from lvsa.exchange.local import Local
 from lvsa.exchange.needed import Needed
 from lvsa.exchange.ring import Ring
@@ -24,10 +24,10 @@ def get_exchange(name: str) -> type[Exchange]:
 __all__ = [
     "EXCHANGES",
     "AllGather",
-    "Block",
-    "BlockPlan",
     "Exchange",
     "ExchangePlan",
+    "KVBlock",
+    "KVBlockPlan",
     "Local",
     "Needed",
     "Ring",

@@ -7,17 +7,16 @@ from torch import Tensor
 
 from lvsa.comm import all_gather, wait
 from lvsa.exchange.base import (
-    Block,
     Exchange,
     ExchangePlan,
+    KVBlock,
     block_plan,
     own_block,
     pack_kv,
     unpack_kv,
 )
-from lvsa.keyframes import Bools
 from lvsa.layout import Piece
-from lvsa.pattern import Ints
+from lvsa.pattern import Bools, Ints
 from lvsa.shards import Shards
 
 
@@ -28,7 +27,7 @@ class AllGather(Exchange):
 
     @classmethod
     def plan(cls, shards: Shards, attended: Bools, rank: int) -> ExchangePlan:
-        start, stop = shards.interval(rank)
+        start, stop = shards.token_range(rank)
         S = shards.grid.tokens
         # The gathered buffer is the whole sequence; the own shard in it was attended before.
         others = [Piece(a, b, a) for a, b in ((0, start), (stop, S)) if a < b]
@@ -41,15 +40,15 @@ class AllGather(Exchange):
     def traffic(cls, shards: Shards, attended: Bools) -> Ints:
         return np.full(shards.world, shards.grid.tokens - shards.local_tokens, dtype=np.int64)
 
-    def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[Block]:
+    def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:
         own, *rest = self.plans[offset].blocks
         if not rest:
-            yield Block(k_BLHD, v_BLHD, own.layout)
+            yield KVBlock(k_BLHD, v_BLHD, own.layout)
             return
         mine = pack_kv(k_BLHD, v_BLHD)
         everything = mine.new_empty((self.shards.grid.tokens, *mine.shape[1:]))
         work = all_gather(everything, mine, self.group, async_op=True)
-        yield Block(k_BLHD, v_BLHD, own.layout)
+        yield KVBlock(k_BLHD, v_BLHD, own.layout)
         wait(work, "all-gather of keys and values", self.group)
         self.count(everything[mine.shape[0] :])
-        yield Block(*unpack_kv(everything), rest[0].layout)
+        yield KVBlock(*unpack_kv(everything), rest[0].layout)

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from lvsa.keyframes import Bools
 from lvsa.layout import BlockLayout, Piece, build_layout
-from lvsa.pattern import Ints, Pattern
+from lvsa.pattern import Bools, Ints, Pattern
 from lvsa.shards import Shards
 
 
-class Block(NamedTuple):
+class KVBlock(NamedTuple):
     """Keys and values that are here now, and what the local queries attend of them."""
 
     k_BCHD: Tensor
@@ -25,7 +24,7 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BlockPlan:
+class KVBlockPlan:
     """One block before its data exist: its contents and its layout.
 
     Args:
@@ -49,7 +48,7 @@ class ExchangePlan:
         detail: what the runtime of the strategy needs besides.
     """
 
-    blocks: tuple[BlockPlan, ...]
+    blocks: tuple[KVBlockPlan, ...]
     received_tokens: int
     detail: object = field(default=None, repr=False)
 
@@ -89,7 +88,7 @@ class Exchange(ABC):
         """``[N]``: tokens that each rank receives at one offset, by table alone."""
 
     @abstractmethod
-    def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[Block]:
+    def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:
         """Blocks as they become available; attend each before asking for the next."""
 
     def count(self, buffer: Tensor) -> None:
@@ -99,16 +98,16 @@ class Exchange(ABC):
 
 def block_plan(
     shards: Shards, attended: Bools, rank: int, pieces: Sequence[Piece], tokens: int
-) -> BlockPlan:
+) -> KVBlockPlan:
     """A block with its layout for the queries of ``rank``."""
     P = shards.grid.tokens_per_frame
-    layout = build_layout(shards.interval(rank), pieces, attended, P)
-    return BlockPlan(tuple(pieces), tokens, layout)
+    layout = build_layout(shards.token_range(rank), pieces, attended, P)
+    return KVBlockPlan(tuple(pieces), tokens, layout)
 
 
-def own_block(shards: Shards, attended: Bools, rank: int) -> BlockPlan:
+def own_block(shards: Shards, attended: Bools, rank: int) -> KVBlockPlan:
     """The block that every stream begins with: the rank's own shard, in place."""
-    start, stop = shards.interval(rank)
+    start, stop = shards.token_range(rank)
     return block_plan(shards, attended, rank, [Piece(start, stop, 0)], stop - start)
 
 

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from lvsa.exchange.base import Block, Exchange, ExchangePlan, own_block
-from lvsa.keyframes import Bools
-from lvsa.pattern import Ints
+from lvsa.exchange.base import Exchange, ExchangePlan, KVBlock, own_block
+from lvsa.pattern import Bools, Ints
 from lvsa.shards import Shards
 
 
@@ -25,5 +24,5 @@ class Local(Exchange):
     def traffic(cls, shards: Shards, attended: Bools) -> Ints:
         return np.zeros(shards.world, dtype=np.int64)
 
-    def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[Block]:
-        yield Block(k_BLHD, v_BLHD, self.plans[offset].blocks[0].layout)
+    def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:
+        yield KVBlock(k_BLHD, v_BLHD, self.plans[offset].blocks[0].layout)

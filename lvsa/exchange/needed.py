@@ -14,18 +14,17 @@ from torch import distributed as dist
 
 from lvsa.comm import wait
 from lvsa.exchange.base import (
-    Block,
     Exchange,
     ExchangePlan,
+    KVBlock,
     block_plan,
     own_block,
     pack_kv,
     unpack_kv,
 )
-from lvsa.keyframes import Bools
 from lvsa.layout import frame_runs, pack
-from lvsa.pattern import Ints, Pattern
-from lvsa.shards import Interval, Shards
+from lvsa.pattern import Bools, Ints, Pattern
+from lvsa.shards import Shards, TokenRange
 
 
 @dataclass(frozen=True)
@@ -38,20 +37,20 @@ class Split:
         receive_sizes: tokens from each rank.
     """
 
-    send: tuple[Interval, ...]
+    send: tuple[TokenRange, ...]
     send_sizes: tuple[int, ...]
     receive_sizes: tuple[int, ...]
 
 
-def transfer(shards: Shards, attended: Bools, owner: int, reader: int) -> list[Interval]:
+def transfer(shards: Shards, attended: Bools, owner: int, reader: int) -> list[TokenRange]:
     """Intervals of the sequence that travel from ``owner`` to ``reader``."""
     if owner == reader:
         return []
     frames = shards.frames_needed(reader, attended)
-    return frame_runs(frames, shards.grid.tokens_per_frame, shards.interval(owner))
+    return frame_runs(frames, shards.grid.tokens_per_frame, shards.token_range(owner))
 
 
-def _tokens(intervals: list[Interval]) -> int:
+def _tokens(intervals: list[TokenRange]) -> int:
     return sum(stop - start for start, stop in intervals)
 
 
@@ -76,7 +75,7 @@ class Needed(Exchange):
         ranks = range(shards.world)
         leaving = [transfer(shards, attended, rank, reader) for reader in ranks]
         arriving = [transfer(shards, attended, owner, rank) for owner in ranks]
-        shift = shards.interval(rank)[0]
+        shift = shards.token_range(rank)[0]
         split = Split(
             send=tuple((a - shift, b - shift) for runs in leaving for a, b in runs),
             send_sizes=tuple(_tokens(runs) for runs in leaving),
@@ -100,13 +99,13 @@ class Needed(Exchange):
             dtype=np.int64,
         )
 
-    def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[Block]:
+    def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:
         plan = self.plans[offset]
         split = plan.detail
         assert isinstance(split, Split)
         own, *rest = plan.blocks
         if not self._travels[offset]:
-            yield Block(k_BLHD, v_BLHD, own.layout)
+            yield KVBlock(k_BLHD, v_BLHD, own.layout)
             return
         packed = pack_kv(k_BLHD, v_BLHD)
         leaving = torch.cat([packed[a:b] for a, b in split.send] or [packed[:0]])
@@ -120,8 +119,8 @@ class Needed(Exchange):
             async_op=True,
         )
         del packed
-        yield Block(k_BLHD, v_BLHD, own.layout)
+        yield KVBlock(k_BLHD, v_BLHD, own.layout)
         wait(work, "all-to-all of needed frames", self.group)
         self.count(arrived)
         if rest:
-            yield Block(*unpack_kv(arrived), rest[0].layout)
+            yield KVBlock(*unpack_kv(arrived), rest[0].layout)

@@ -14,18 +14,17 @@ from torch import distributed as dist
 
 from lvsa.comm import wait
 from lvsa.exchange.base import (
-    Block,
-    BlockPlan,
     Exchange,
     ExchangePlan,
+    KVBlock,
+    KVBlockPlan,
     block_plan,
     own_block,
     pack_kv,
     unpack_kv,
 )
-from lvsa.keyframes import Bools
 from lvsa.layout import Piece
-from lvsa.pattern import Ints
+from lvsa.pattern import Bools, Ints
 from lvsa.shards import Shards
 
 
@@ -35,7 +34,7 @@ class RingStep:
 
     sends: bool
     receives: bool
-    block: BlockPlan | None
+    block: KVBlockPlan | None
 
 
 def hops(shards: Shards, attended: Bools) -> Ints:
@@ -64,7 +63,7 @@ class Ring(Exchange):
             leaving, arriving = (rank - s + 1) % N, (rank - s) % N
             block = None
             if far[arriving] >= s:
-                start, stop = shards.interval(arriving)
+                start, stop = shards.token_range(arriving)
                 candidate = block_plan(shards, attended, rank, [Piece(start, stop, 0)], L)
                 if candidate.layout.tiles:
                     block = candidate
@@ -80,16 +79,16 @@ class Ring(Exchange):
         arrivals = [sum(far[(r - s) % N] >= s for s in range(1, N)) for r in range(N)]
         return shards.local_tokens * np.array(arrivals, dtype=np.int64)
 
-    def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[Block]:
+    def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:
         plan = self.plans[offset]
         steps = plan.detail
         assert isinstance(steps, tuple)
-        ready = Block(k_BLHD, v_BLHD, plan.blocks[0].layout)
+        ready = KVBlock(k_BLHD, v_BLHD, plan.blocks[0].layout)
         held = pack_kv(k_BLHD, v_BLHD) if steps else None
         # Two buffers in turn: one is attended and sent on while the other fills. A buffer is spare
         # once the next arrival has taken its place, never while it is held.
         spare: list[Tensor] = []
-        pending: Block | None = ready
+        pending: KVBlock | None = ready
         for number, step in enumerate(steps, start=1):
             assert held is not None
             arriving = None
@@ -106,7 +105,7 @@ class Ring(Exchange):
                 held = arriving
                 self.count(arriving)
                 if step.block is not None:
-                    pending = Block(*unpack_kv(arriving), step.block.layout)
+                    pending = KVBlock(*unpack_kv(arriving), step.block.layout)
         if pending is not None:
             yield pending
 

@@ -31,12 +31,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lvsa.attention import LVSAttention
 from lvsa.errors import DivisibilityError, LVSAError
+from lvsa.keyframes import PLACEMENTS, Placement
 from lvsa.launch.config import ExchangeName
 from lvsa.launch.job import DTYPES
 from lvsa.launch.output import versions, write_record, written_whole
 from lvsa.launch.runtime import pick_device, run_reporting, set_up_logging
-from lvsa.pattern import Pattern, Schedule
-from lvsa.settings import SCHEDULES
+from lvsa.pattern import dense
 from lvsa.shards import FrameGrid, Shards
 
 logger = logging.getLogger("lvsa.studies.bench.attention")
@@ -58,9 +58,9 @@ class BenchConfig:
     """N: processes on this machine that share the sequence."""
     exchanges: tuple[ExchangeName, ...] = ("needed", "ring", "all_gather")
     """KV exchanges; one process needs none."""
-    reference: int = 21
+    horizon: int = 21
     """Training horizon in latent frames, which sets the keyframe interval."""
-    schedule: Schedule = "published"
+    keyframe_placement: Placement = "published"
     """How keyframes are spread."""
     repeats: int = 5
     """Timed calls of each kind, after one that is not timed."""
@@ -106,11 +106,11 @@ def measure(case: Case, config: BenchConfig, device: torch.device) -> dict[str, 
     """Seconds of this rank for dense and sparse calls in turn."""
     group = dist.group.WORLD if case.ranks > 1 else None
     grid = FrameGrid(case.frames, 1, case.tokens)
-    sparse = SCHEDULES[config.schedule](case.frames, reference=config.reference, rotate=True)
+    sparse = PLACEMENTS[config.keyframe_placement](case.frames, horizon=config.horizon, rotate=True)
     exchange = case.exchange if case.ranks > 1 else "needed"
     engines = {
         name: LVSAttention(pattern, grid, group=group, exchange=exchange, backend=config.backend)
-        for name, pattern in (("dense", Pattern.dense(case.frames)), ("sparse", sparse))
+        for name, pattern in (("dense", dense(case.frames)), ("sparse", sparse))
     }
     L = engines["dense"].local_tokens
     generator = torch.Generator().manual_seed(0)

@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 VARIANTS: dict[str, lvsa.LVSASettings | None] = {
     "dense": None,
-    "published, fixed": lvsa.LVSASettings(schedule="published"),
-    "published, rotating": lvsa.LVSASettings(schedule="published", rotate_keyframes=True),
-    "even, fixed": lvsa.LVSASettings(schedule="even"),
-    "even, rotating": lvsa.LVSASettings(schedule="even", rotate_keyframes=True),
+    "published, fixed": lvsa.LVSASettings(keyframe_placement="published"),
+    "published, rotating": lvsa.LVSASettings(keyframe_placement="published", rotate_keyframes=True),
+    "even, fixed": lvsa.LVSASettings(keyframe_placement="even"),
+    "even, rotating": lvsa.LVSASettings(keyframe_placement="even", rotate_keyframes=True),
 }
 DRAWN = "drawn clips"
 HORIZON = 21

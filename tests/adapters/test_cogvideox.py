@@ -359,7 +359,7 @@ def test_frames_of_tokens(kind, video, tokens, folders):
     deep = kind.startswith("1.5")
     assert adapter.patch_size(pipe) == (2 if deep else 1, 2, 2)
     assert adapter.temporal_factor(pipe) == (8 if deep else 4)
-    assert adapter.reference_latent_frames(pipe) == (11 if deep else 13)
+    assert adapter.training_horizon(pipe) == (11 if deep else 13)
     assert adapter.condition_frames(pipe, tokens) == ((0,) if kind.endswith("i2v") else ())
 
 
@@ -470,7 +470,7 @@ def test_known_models(folders):
         pipe = load_cogvideox(kind, folders[kind])
         known = adapter.known_model(pipe)
         names[kind] = known.name
-        assert known.horizon == adapter.reference_latent_frames(pipe)
+        assert known.horizon == adapter.training_horizon(pipe)
         for method in adapter.replicated_methods:
             assert callable(getattr(pipe, method))
     assert names == {

@@ -16,14 +16,15 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import lvsa
 from lvsa import rope
-from lvsa.attention import LVSAttention, Text
+from lvsa.attention import LVSAttention, TextTokens
 from lvsa.comm import check_replicated
 from lvsa.cp_plans import ModelPlan
 from lvsa.cp_plans.apply import apply_plan
 from lvsa.cp_plans.base import zeros
 from lvsa.errors import LVSAError, PlanError, RankMismatch, SequenceError
-from lvsa.merge import Partial
-from lvsa.pattern import Pattern
+from lvsa.keyframes import published
+from lvsa.merge import AttentionState
+from lvsa.pattern import dense
 from lvsa.processor import LVSAProcessor
 from lvsa.shards import FrameGrid
 from tests.lvsa.test_pattern import oracle_sets
@@ -34,8 +35,8 @@ T, P, X, H, D = 12, 6, 5, 2, 8
 S = T * P
 GRID = FrameGrid(T, 2, 3)
 # One anchor only: most frames of the first rank attend nothing that the others hold.
-PATTERN = Pattern.published(T, interval=T, window=1, n_first=1)
-OTHER_PATTERN = Pattern.published(T, interval=T, window=2, n_first=1)
+PATTERN = published(T, interval=T, window=1, n_first=1)
+OTHER_PATTERN = published(T, interval=T, window=2, n_first=1)
 FAULTS = {
     None: (),
     "rope without the rank's offset": ("video", "text"),
@@ -91,13 +92,13 @@ def with_fault(rank, world, fault, exchange):
 
             def zero_for_nothing(*args, **kwargs):
                 out, lse = attend(*args, **kwargs)
-                return Partial(out, lse.masked_fill(lse == -torch.inf, 0.0))
+                return AttentionState(out, lse.masked_fill(lse == -torch.inf, 0.0))
 
             patch.setattr(engine.backend, "attend", zero_for_nothing)
-        part = slice(*engine.shards.interval(rank))
+        part = slice(*engine.shards.token_range(rank))
         q, k, v = (x[:, part] for x in draw(S, seed))
         q, k = rope.apply_rotary_1d(q, k, rotary_table(), q.shape[1], rank, world)
-        video, text = engine(q, k, v, Text(*draw(X, 1)))
+        video, text = engine(q, k, v, TextTokens(*draw(X, 1)))
     expected_video, expected_text = expected()
     return {
         "video": relative_error(video, expected_video[:, part]),
@@ -217,7 +218,7 @@ def test_faults_that_stop_every_rank():
 
 def test_pattern_and_grid_of_different_lengths():
     with pytest.raises(LVSAError, match="the pattern is for 9 latent frames, the grid has 12"):
-        LVSAttention(Pattern.dense(9), GRID)
+        LVSAttention(dense(9), GRID)
 
 
 @pytest.mark.parametrize("wrong", ["queries", "keys", "values"])
@@ -270,4 +271,4 @@ def test_the_package_has_no_other_names():
     with pytest.raises(AttributeError, match="module 'lvsa' has no attribute 'enabel'"):
         _ = lvsa.enabel
     assert lvsa.enable is lvsa.adapters.install.enable.enable
-    assert lvsa.Session is lvsa.adapters.install.enable.Session
+    assert lvsa.LVSASession is lvsa.adapters.install.enable.LVSASession

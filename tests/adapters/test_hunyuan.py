@@ -255,7 +255,7 @@ def test_facts_are_read_from_the_configs(folders):
     adapter = adapter_for("HunyuanVideo15Pipeline")
     pipe = load(folders["t2v"])
     assert adapter.grid(121, 64, 96, pipe) == FrameGrid(31, 4, 6, 16, 16, 4)
-    assert adapter.reference_latent_frames(pipe) == HORIZON == 33
+    assert adapter.training_horizon(pipe) == HORIZON == 33
     assert adapter.condition_frames(pipe, 31) == ()
     assert adapter.condition_frames(load(folders["i2v"]), 31) == (0,)
     for name in adapter.replicated_methods:

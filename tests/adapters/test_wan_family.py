@@ -208,7 +208,7 @@ def test_reference_horizon_of_unknown_sizes(kind):
     adapter = adapter_for(type(pipe))
     horizon = 25 if "skyreels" in kind else 31 if "ti2v" in kind else 21
     assert adapter.known_model(pipe) is None
-    assert adapter.reference_latent_frames(pipe) == horizon
+    assert adapter.training_horizon(pipe) == horizon
 
 
 class Skeleton:
@@ -293,7 +293,7 @@ def test_published_checkpoints_are_recognised(pipeline, parts, name, horizon):
     adapter, pipe = adapter_for(pipeline), skeleton(pipeline, **parts)
     known = adapter.known_model(pipe)
     assert known is not None and known.name == name
-    assert adapter.reference_latent_frames(pipe) == horizon
+    assert adapter.training_horizon(pipe) == horizon
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_checkpoints_with_one_config_are_told_apart_by_their_hub_id(
     adapter = adapter_for(pipeline)
     by_id = skeleton(pipeline, **parts, name_or_path=repository)
     assert adapter.known_model(by_id).repository == repository
-    assert adapter.reference_latent_frames(by_id) == horizon
+    assert adapter.training_horizon(by_id) == horizon
     for name in (None, "/models/SkyReels-720P", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"):
         other = skeleton(pipeline, **parts, name_or_path=name)
         assert adapter.known_model(other).repository == first

@@ -11,6 +11,7 @@ from PIL import Image
 
 from lvsa.adapters.known import Defaults
 from lvsa.errors import BackendUnavailable, DivisibilityError, GridError, LVSAError, UnknownModel
+from lvsa.keyframes import published
 from lvsa.launch.config import GenerateConfig, parse
 from lvsa.launch.job import make_job, without_effect
 from lvsa.launch.meter import StepTimer
@@ -18,7 +19,7 @@ from lvsa.launch.models import find_model
 from lvsa.launch.output import output_stem, written_whole
 from lvsa.launch.picture import draw_pattern
 from lvsa.launch.runtime import pick_device, start
-from lvsa.pattern import Pattern
+from lvsa.pattern import dense
 from lvsa.settings import LVSASettings
 from tests.support.tiny import saved, wan_pipeline
 
@@ -49,7 +50,13 @@ def test_help_gives_units(capsys):
         parse(["--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    for word in ("--config FILE.yaml", "video frames", "Height in pixels", "seconds", "--schedule"):
+    for word in (
+        "--config FILE.yaml",
+        "video frames",
+        "Height in pixels",
+        "seconds",
+        "--keyframe-placement",
+    ):
         assert word in text
 
 
@@ -247,9 +254,9 @@ def test_the_timer_times_the_last_generation():
 
 
 def test_the_picture_shows_what_is_attended(tmp_path):
-    pattern = Pattern.published(12, interval=4, window=1, rotate=True)
+    pattern = published(12, interval=4, window=1, rotate=True)
     draw_pattern(pattern, tmp_path / "a.png", world=3, steps=8)
-    draw_pattern(Pattern.dense(12), tmp_path / "b.png")
+    draw_pattern(dense(12), tmp_path / "b.png")
     images = [np.asarray(Image.open(tmp_path / f"{n}.png").convert("RGB")) for n in "ab"]
     # The colour of an unattended frame fills much of the first and none of the second's matrix.
     light = [(np.abs(i.astype(int) - (0xF4, 0xF4, 0xF2)).max(-1) < 2).mean() for i in images]

@@ -6,8 +6,9 @@ import itertools
 import pytest
 import torch
 
-from lvsa.attention import LVSAttention, Text, valid_positions
-from lvsa.pattern import Pattern
+from lvsa.attention import LVSAttention, TextTokens, valid_positions
+from lvsa.keyframes import published
+from lvsa.pattern import dense
 from lvsa.shards import FrameGrid
 from tests.support.oracle import (
     attended_set,
@@ -35,7 +36,7 @@ def expected_video(q, k, v, P, offset):
 
 
 def sparse_pattern(rotate):
-    return Pattern.published(T, interval=INTERVAL, window=W, n_first=N_FIRST, rotate=rotate)
+    return published(T, interval=INTERVAL, window=W, n_first=N_FIRST, rotate=rotate)
 
 
 def attend_all(rank, world, exchange, P_rows, P_columns, rotate, dtype):
@@ -49,7 +50,7 @@ def attend_all(rank, world, exchange, P_rows, P_columns, rotate, dtype):
         group=dist.group.WORLD,
         exchange=exchange,
     )
-    part = slice(*engine.shards.interval(rank))
+    part = slice(*engine.shards.token_range(rank))
     worst = 0.0
     for step in range(6 if rotate else 1):
         q, k, v = draw(B, T * P, dtype, seed=step)
@@ -77,10 +78,10 @@ def test_equals_dense_masked_attention(world, exchange, rotate, dtype):
 def uneven(rank, world, exchange, T_uneven, rows, columns):
     import torch.distributed as dist
 
-    pattern = Pattern.published(T_uneven, interval=3, window=1, n_first=1, rotate=True)
+    pattern = published(T_uneven, interval=3, window=1, n_first=1, rotate=True)
     grid = FrameGrid(T_uneven, rows, columns)
     engine = LVSAttention(pattern, grid, group=dist.group.WORLD, exchange=exchange)
-    part = slice(*engine.shards.interval(rank))
+    part = slice(*engine.shards.token_range(rank))
     worst = 0.0
     for step in range(4):
         q, k, v = draw(1, grid.tokens, torch.float64, seed=step)
@@ -111,7 +112,7 @@ def with_text(rank, world, exchange, masked, B=2):
     engine = LVSAttention(
         sparse_pattern(True), FrameGrid(T, 2, 5), group=dist.group.WORLD, exchange=exchange
     )
-    part = slice(*engine.shards.interval(rank))
+    part = slice(*engine.shards.token_range(rank))
     q, k, v = draw(B, S, torch.float64, seed=1)
     tq, tk, tv = draw(B, X, torch.float64, seed=2)
     valid = torch.ones(B, X, dtype=torch.bool)
@@ -119,7 +120,7 @@ def with_text(rank, world, exchange, masked, B=2):
         valid[0, 4:] = False
         valid[1, :2] = False
     engine.step = 2
-    text = Text(tq, tk, tv, valid_positions(valid) if masked else None)
+    text = TextTokens(tq, tk, tv, valid_positions(valid) if masked else None)
     out, text_out = engine(q[:, part], k[:, part], v[:, part], text)
 
     keyframes = published_keyframes(T, INTERVAL, 2)
@@ -150,7 +151,7 @@ def test_text_is_counted_once(world, exchange, masked):
 
 
 def test_dense_pattern_is_one_tile():
-    engine = LVSAttention(Pattern.dense(6), FrameGrid(6, 2, 2))
+    engine = LVSAttention(dense(6), FrameGrid(6, 2, 2))
     assert len(engine.exchange.plans[0].blocks[0].layout.tiles) == 1
     q, k, v = draw(1, 24, torch.float64, seed=0)
     assert relative_error(engine(q, k, v)[0], masked_attention(q, k, v)) < 1e-10

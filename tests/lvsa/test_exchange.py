@@ -13,12 +13,13 @@ from torch import distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lvsa.attention import LVSAttention, Text, valid_positions
+from lvsa.attention import LVSAttention, TextTokens, valid_positions
 from lvsa.backends.sdpa import SDPABackend
 from lvsa.errors import LVSAError
 from lvsa.exchange import EXCHANGES, Local, get_exchange
 from lvsa.exchange.base import pack_kv, received_tokens, token_bytes, unpack_kv
 from lvsa.exchange.ring import Ring, hops
+from lvsa.keyframes import even, published
 from lvsa.pattern import Pattern
 from lvsa.shards import FrameGrid, Shards
 from tests.lvsa.test_pattern import as_sets, oracle_sets, patterns
@@ -83,7 +84,7 @@ def test_every_attended_pair_once_for_every_world_size_and_exchange(case):
 @pytest.mark.parametrize("name", NAMES)
 def test_frames_attended_are_the_same_on_1_to_16_ranks(name):
     """The promise in one table: 21 attended frames at one rank are 21 at sixteen."""
-    pattern = Pattern.published(81, reference=21, rotate=True)
+    pattern = published(81, horizon=21, rotate=True)
     expected = {
         (offset, f): attended
         for offset in (0, 4)
@@ -123,7 +124,7 @@ def test_needed_moves_the_least_that_is_exact(case):
     pattern, offset, shards = case
     mask = mask_of(pattern, offset, shards.grid.tokens_per_frame)
     for rank, received in enumerate(EXCHANGES["needed"].traffic(shards, pattern.attended[offset])):
-        start, stop = shards.interval(rank)
+        start, stop = shards.token_range(rank)
         attended = mask[start:stop].any(0)
         attended[start:stop] = False
         assert received == attended.sum()
@@ -137,7 +138,7 @@ def test_needed_sends_what_the_others_expect(case):
     plans = [EXCHANGES["needed"].plan(shards, pattern.attended[offset], r) for r in ranks]
     for owner in ranks:
         split = plans[owner].detail
-        first = shards.interval(owner)[0]
+        first = shards.token_range(owner)[0]
         leaving = [first + t for a, b in split.send for t in range(a, b)]
         for reader in ranks:
             size = split.send_sizes[reader]
@@ -163,9 +164,9 @@ def test_ring_moves_a_shard_only_towards_its_readers(case):
     plans = [Ring.plan(shards, matrix, rank) for rank in range(N)]
     steps = len(plans[0].detail)
     for owner in range(N):
-        keys = slice(*shards.interval(owner))
+        keys = slice(*shards.token_range(owner))
         readers = [
-            r for r in range(N) if r != owner and mask[slice(*shards.interval(r)), keys].any()
+            r for r in range(N) if r != owner and mask[slice(*shards.token_range(r)), keys].any()
         ]
         last = max([(reader - owner) % N for reader in readers], default=0)
         assert hops(shards, matrix)[owner] == last
@@ -191,7 +192,7 @@ def test_ring_and_needed_never_move_more_than_all_gather(case):
 def test_known_bytes_of_a_long_video():
     """Wan 1.3B, 81 latent frames of 1560 tokens, bfloat16: MB per rank and layer."""
     token = token_bytes(batch=1, heads=12, head_dim=128, dtype=torch.bfloat16)
-    pattern = Pattern.published(81, reference=21)
+    pattern = published(81, horizon=21)
     grid = FrameGrid(81, 30, 52)
     for world, gathered, needed in ((2, 388, 101), (4, 582, 151), (8, 679, 176)):
         shards = Shards(grid, world)
@@ -221,7 +222,7 @@ def test_packed_keys_and_values_are_views_of_one_buffer():
 @pytest.mark.parametrize("name", ["ring", "needed"])
 def test_nothing_is_sent_where_nobody_attends_anything_of_others(name):
     """There is no process group here: any collective would be an error."""
-    alone = Pattern.even(4, reference=1, window=0, n_first=0)
+    alone = even(4, horizon=1, window=0, n_first=0)
     assert as_sets(alone.attended[0]) == [{0}, {1}, {2}, {3}]
     k = torch.randn(1, 4, 1, 2)
     for rank in range(2):
@@ -244,7 +245,7 @@ class PromptRing(Ring):
         self.turn = 0
 
     def shard(self, owner):
-        return self.packed_S[slice(*self.shards.interval(owner % self.shards.world))]
+        return self.packed_S[slice(*self.shards.token_range(owner % self.shards.world))]
 
     def _start(self, leaving, arriving):
         self.turn += 1
@@ -262,7 +263,7 @@ def check_ring_stream(pattern, offset, shards):
     packed = pack_kv(k, -k)
     for rank in range(shards.world):
         ring = PromptRing(shards, pattern, rank, packed)
-        local = slice(*shards.interval(rank))
+        local = slice(*shards.token_range(rank))
         blocks = ring.stream(k[:, local], -k[:, local], offset)
         for block, plan in zip(blocks, ring.plans[offset].blocks, strict=True):
             assert block.layout is plan.layout
@@ -307,7 +308,7 @@ def test_ring_with_gaps_between_its_arrivals():
 
 def long_sparse(world, exchange, rotate=False, P=4):
     """64 latent frames of P tokens of which a frame attends 5; small tiles share no copies."""
-    pattern = Pattern.published(64, interval=32, window=1, n_first=1, rotate=rotate)
+    pattern = published(64, interval=32, window=1, n_first=1, rotate=rotate)
     return LVSAttention(
         pattern,
         FrameGrid(64, 1, P),
@@ -415,7 +416,7 @@ def counted_bytes(rank, world, exchange, dtype):
         engine.step = step
         before = engine.traffic.kv_bytes
         q, k, v = (x.to(dtype) for x in random_shard(engine.local_tokens, rank, B))
-        engine(q, k, v, Text(*text, valid=valid_positions(mask)))
+        engine(q, k, v, TextTokens(*text, valid=valid_positions(mask)))
         assert engine.traffic.kv_bytes - before == table[step % 32, rank] * token
     assert engine.traffic.calls == 5
     # Outputs and log-sum-exps travel in the precision of the latter.
@@ -461,7 +462,7 @@ def call_at_all_offsets(engine, rank, text=None):
 
 def hot_path(rank, world, exchange):
     engine = long_sparse(world, exchange, rotate=True)
-    text = Text(*random_shard(5, 99), valid=valid_positions(torch.ones(1, 5)))
+    text = TextTokens(*random_shard(5, 99), valid=valid_positions(torch.ones(1, 5)))
 
     def forbidden(*args, **kwargs):
         raise AssertionError("a plan or a layout was made in the hot path")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import lvsa
-from lvsa.attention import LVSAttention, Text, valid_positions
-from lvsa.pattern import Pattern
+from lvsa.attention import LVSAttention, TextTokens, valid_positions
+from lvsa.keyframes import published
 from lvsa.shards import FrameGrid
 from tests.support.oracle import (
     attended_set,
@@ -31,7 +31,7 @@ def draw(tokens, head_dim, dtype, seed):
 
 def pattern_and_mask():
     sets = [attended_set(T, 1, 1, published_keyframes(T, 4, 2), f) for f in range(T)]
-    return Pattern.published(T, interval=4, window=1, rotate=True), token_mask(sets, P).cuda()
+    return published(T, interval=4, window=1, rotate=True), token_mask(sets, P).cuda()
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 12])
@@ -54,7 +54,7 @@ def test_text_with_padding(dtype):
     text = draw(9, 64, dtype, 1)
     valid = torch.ones(2, 9, dtype=torch.bool, device="cuda")
     valid[0, 5:] = False
-    out, text_out = engine(q, k, v, Text(*text, valid=valid_positions(valid)))
+    out, text_out = engine(q, k, v, TextTokens(*text, valid=valid_positions(valid)))
     S = T * P
     full = torch.ones(2, S + 9, S + 9, dtype=torch.bool, device="cuda")
     full[:, :S, :S] = mask

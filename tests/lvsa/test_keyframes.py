@@ -20,9 +20,9 @@ from tests.support import oracle
 PROPERTY = settings(max_examples=150, deadline=None, derandomize=True)
 
 
-def interval_oracle(T, reference, W, n_first, scale):
+def interval_oracle(T, horizon, W, n_first, scale):
     """The published rule, word by word, with anchor sets that are really built."""
-    r = max(n_first + 1, int(reference * scale))
+    r = max(n_first + 1, int(horizon * scale))
     if r >= T:
         return 1
     g = max(n_first, r - min(2 * W + 1, T))
@@ -38,22 +38,22 @@ def interval_oracle(T, reference, W, n_first, scale):
 @PROPERTY
 @given(
     frames=st.integers(1, 90),
-    reference=st.integers(1, 40),
+    horizon=st.integers(1, 40),
     window=st.integers(0, 8),
     n_first=st.integers(0, 6),
     scale=st.sampled_from([0.3, 0.5, 1.0, 1.5]),
 )
-def test_automatic_interval_is_the_published_rule(frames, reference, window, n_first, scale):
-    got = automatic_interval(frames, reference, window, n_first, scale)
-    assert got == interval_oracle(frames, reference, window, n_first, scale)
+def test_automatic_interval_is_the_published_rule(frames, horizon, window, n_first, scale):
+    got = automatic_interval(frames, horizon, window, n_first, scale)
+    assert got == interval_oracle(frames, horizon, window, n_first, scale)
 
 
 @pytest.mark.parametrize(
-    ("frames", "reference", "interval"),
+    ("frames", "horizon", "interval"),
     [(21, 21, 1), (81, 21, 6), (121, 21, 9), (33, 33, 1), (49, 33, 2), (65, 33, 3)],
 )
-def test_automatic_interval_known_values(frames, reference, interval):
-    assert automatic_interval(frames, reference, window=3, n_first=1) == interval
+def test_automatic_interval_known_values(frames, horizon, interval):
+    assert automatic_interval(frames, horizon, window=3, n_first=1) == interval
 
 
 def test_a_larger_scale_attends_more():
@@ -95,15 +95,15 @@ def test_even_count_fills_the_budget_beside_window_and_anchors():
 
 
 @pytest.mark.parametrize(
-    ("reference", "scale", "n_first", "budget"),
+    ("horizon", "scale", "n_first", "budget"),
     [(21, 1.0, 1, 21), (21, 0.5, 1, 10), (21, 2.0, 1, 42), (5, 0.1, 4, 5)],
 )
-def test_attention_budget(reference, scale, n_first, budget):
-    assert attention_budget(reference, scale, n_first) == budget
+def test_attention_budget(horizon, scale, n_first, budget):
+    assert attention_budget(horizon, scale, n_first) == budget
 
 
 def test_errors():
-    with pytest.raises(LVSAError, match="reference horizon is 0 latent frames; it must be at"):
+    with pytest.raises(LVSAError, match="training horizon is 0 latent frames; it must be at"):
         attention_budget(0, 1.0, 1)
     for scale in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(LVSAError, match=f"sparsity scale is {scale}; it must be finite and"):

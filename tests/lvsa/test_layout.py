@@ -51,7 +51,7 @@ def blocks(draw):
 def test_tiles_cover_exactly_the_attended_pairs(block):
     matrix, shards, rank, pieces, size = block
     P = shards.grid.tokens_per_frame
-    queries = shards.interval(rank)
+    queries = shards.token_range(rank)
     layout = build_layout(queries, pieces, matrix, P)
     mask = token_mask(as_sets(matrix), P).numpy()
     expected = np.zeros((shards.local_tokens, size), dtype=int)
@@ -67,7 +67,7 @@ def test_tiles_cover_exactly_the_attended_pairs(block):
 @given(blocks())
 def test_tiles_are_in_order_and_neighbours_with_equal_keys_are_one(block):
     matrix, shards, rank, pieces, _ = block
-    layout = build_layout(shards.interval(rank), pieces, matrix, shards.grid.tokens_per_frame)
+    layout = build_layout(shards.token_range(rank), pieces, matrix, shards.grid.tokens_per_frame)
     for a, b in zip(layout.tiles, layout.tiles[1:], strict=False):
         assert a.stop <= b.start
         assert a.stop < b.start or a.keys != b.keys
@@ -80,7 +80,7 @@ def test_tiles_are_in_order_and_neighbours_with_equal_keys_are_one(block):
 @given(blocks())
 def test_uniform_groups_hold_every_tile_once_by_shape(block):
     matrix, shards, rank, pieces, _ = block
-    layout = build_layout(shards.interval(rank), pieces, matrix, shards.grid.tokens_per_frame)
+    layout = build_layout(shards.token_range(rank), pieces, matrix, shards.grid.tokens_per_frame)
     grouped = [tile for group in layout.uniform_groups for tile in group]
     assert sorted(grouped) == sorted(layout.tiles)
     shapes = [{(tile.n_queries, tile.n_keys) for tile in group} for group in layout.uniform_groups]

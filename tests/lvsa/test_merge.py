@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvsa.merge import Partial, merge, merge_all
+from lvsa.merge import AttentionState, merge, merge_all
 from tests.support.oracle import masked_attention
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
@@ -25,7 +25,7 @@ def partial_over(q, k, v, mask):
     scores = scores.masked_fill(~mask, -math.inf)
     lse = scores.logsumexp(-1)
     weights = torch.exp(scores - lse.clamp(min=-1e30).unsqueeze(-1))
-    return Partial(torch.einsum("bhlc,bchd->blhd", weights, v), lse)
+    return AttentionState(torch.einsum("bhlc,bchd->blhd", weights, v), lse)
 
 
 @PROPERTY
@@ -55,7 +55,7 @@ def test_a_row_that_attended_nothing_takes_the_other_value(dtype):
     """Its output may be anything finite: it counts for nothing."""
     q, k, v = draw(L, 0, dtype), draw(4, 1, dtype), draw(4, 2, dtype)
     something = partial_over(q, k, v, torch.ones(L, 4, dtype=torch.bool))
-    nothing = Partial(torch.full_like(q, 1e9), q.new_full((B, H, L), -math.inf))
+    nothing = AttentionState(torch.full_like(q, 1e9), q.new_full((B, H, L), -math.inf))
     for merged in (merge(something, nothing), merge(nothing, something)):
         assert torch.equal(merged.out_BLHD, something.out_BLHD)
         assert torch.equal(merged.lse_BHL, something.lse_BHL)
@@ -63,7 +63,7 @@ def test_a_row_that_attended_nothing_takes_the_other_value(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nothing_and_nothing_is_zero_and_not_nan(dtype):
-    nothing = Partial(
+    nothing = AttentionState(
         torch.full((B, L, H, D), 7.0, dtype=dtype), torch.full((B, H, L), -math.inf, dtype=dtype)
     )
     merged = merge(merge(nothing, nothing), nothing)
@@ -74,8 +74,8 @@ def test_nothing_and_nothing_is_zero_and_not_nan(dtype):
 def test_far_apart_scores_do_not_overflow():
     q, k, v = (draw(n, s, torch.float32) for n, s in ((L, 0), (4, 1), (4, 2)))
     partial = partial_over(q, k, v, torch.ones(L, 4, dtype=torch.bool))
-    high = Partial(partial.out_BLHD, partial.lse_BHL + 1e4)
-    low = Partial(partial.out_BLHD + 1, partial.lse_BHL - 1e4)
+    high = AttentionState(partial.out_BLHD, partial.lse_BHL + 1e4)
+    low = AttentionState(partial.out_BLHD + 1, partial.lse_BHL - 1e4)
     torch.testing.assert_close(merge(high, low).out_BLHD, high.out_BLHD)
     torch.testing.assert_close(merge(low, high).out_BLHD, high.out_BLHD)
 
@@ -83,7 +83,7 @@ def test_far_apart_scores_do_not_overflow():
 def test_accumulates_in_the_precision_of_the_log_sum_exp():
     out = torch.ones(B, L, H, D, dtype=torch.bfloat16)
     lse = torch.zeros(B, H, L)
-    merged = merge(Partial(out, lse), Partial(out, lse))
+    merged = merge(AttentionState(out, lse), AttentionState(out, lse))
     assert merged.out_BLHD.dtype == torch.float32
     assert merged.lse_BHL.dtype == torch.float32
     torch.testing.assert_close(merged.lse_BHL, torch.full_like(lse, math.log(2)))

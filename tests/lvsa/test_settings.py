@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from lvsa.errors import LVSAError
+from lvsa.keyframes import published
 from lvsa.pattern import Pattern
 from lvsa.settings import LatentFrames, LVSASettings, flag, joined
 
@@ -16,7 +17,7 @@ def pattern(**settings):
 
 
 def test_defaults_are_the_published_pattern():
-    assert pattern() == Pattern.published(T, reference=HORIZON, window=3, n_first=1)
+    assert pattern() == published(T, horizon=HORIZON, window=3, n_first=1)
     assert pattern().interval == 6
 
 
@@ -24,22 +25,22 @@ def test_defaults_are_the_published_pattern():
     ("settings", "expected"),
     [
         ({"key_frame_interval": 16}, {"interval": 4}),
-        ({"key_frame_interval": 16, "auto_keyframes": True}, {"reference": 21}),
-        ({"window_size": 0, "n_first_frames": 0}, {"reference": 21, "window": 0, "n_first": 0}),
-        ({"window_size": 20, "n_first_frames": 8}, {"reference": 21, "window": 5, "n_first": 2}),
-        ({"sparsity_scale": 2.0}, {"reference": 21, "scale": 2.0}),
-        ({"reference_latent_frames": 33}, {"reference": 33}),
-        ({"rotate_keyframes": True}, {"reference": 21, "rotate": True}),
-        ({"condition_frames": (40,)}, {"reference": 21, "condition_frames": (40,)}),
+        ({"key_frame_interval": 16, "auto_keyframes": True}, {"horizon": 21}),
+        ({"window_size": 0, "n_first_frames": 0}, {"horizon": 21, "window": 0, "n_first": 0}),
+        ({"window_size": 20, "n_first_frames": 8}, {"horizon": 21, "window": 5, "n_first": 2}),
+        ({"sparsity_scale": 2.0}, {"horizon": 21, "scale": 2.0}),
+        ({"horizon": 33}, {"horizon": 33}),
+        ({"rotate_keyframes": True}, {"horizon": 21, "rotate": True}),
+        ({"condition_frames": (40,)}, {"horizon": 21, "condition_frames": (40,)}),
     ],
 )
-@pytest.mark.parametrize("schedule", ["published", "even"])
-def test_each_setting_arrives_in_the_pattern(settings, expected, schedule):
-    make = getattr(Pattern, schedule)
+@pytest.mark.parametrize("placement", ["published", "even"])
+def test_each_setting_arrives_in_the_pattern(settings, expected, placement):
+    make = getattr(Pattern, placement)
     arguments = {"window": 3, "n_first": 1, **expected}
-    got = pattern(schedule=schedule, **settings)
+    got = pattern(keyframe_placement=placement, **settings)
     assert got == make(T, **arguments)
-    assert got.schedule == schedule
+    assert got.placement == placement
 
 
 @pytest.mark.parametrize("factor", [1, 4, 8])
@@ -93,9 +94,12 @@ def test_the_warning_names_what_is_lost(caplog):
             {"key_frame_interval": 2},
             "keyframe interval is 2 video frames, less than one latent frame of 4; nearest",
         ),
-        ({"schedule": "oven"}, "unknown schedule 'oven'; known: published, even"),
+        (
+            {"keyframe_placement": "oven"},
+            "unknown keyframe placement 'oven'; known: published, even",
+        ),
         ({"sparsity_scale": 0.0}, "sparsity scale is 0.0; it must be finite and greater than 0"),
-        ({"reference_latent_frames": 0}, "reference horizon is 0 latent frames; it must be at"),
+        ({"horizon": 0}, "training horizon is 0 latent frames; it must be at"),
         ({"condition_frames": (81,)}, r"condition frames \[81\] are not latent frames"),
     ],
 )
@@ -110,10 +114,10 @@ def test_settings_without_effect_are_named_with_the_reason():
     assert LVSASettings(key_frame_interval=16).without_effect() == []
     both = LVSASettings(key_frame_interval=16, auto_keyframes=True, sparsity_scale=2.0)
     assert both.without_effect() == ["--key-frame-interval: --auto-keyframes sets the interval"]
-    fixed = LVSASettings(key_frame_interval=16, sparsity_scale=2.0, reference_latent_frames=33)
+    fixed = LVSASettings(key_frame_interval=16, sparsity_scale=2.0, horizon=33)
     assert fixed.without_effect() == [
         "--sparsity-scale: --key-frame-interval sets the interval",
-        "--reference-latent-frames: --key-frame-interval sets the interval",
+        "--horizon: --key-frame-interval sets the interval",
     ]
 
 
@@ -121,13 +125,13 @@ def test_settings_without_effect_really_have_none():
     assert pattern(key_frame_interval=16, auto_keyframes=True) == pattern()
     fixed = pattern(key_frame_interval=16)
     assert pattern(key_frame_interval=16, sparsity_scale=2.0) == fixed
-    assert pattern(key_frame_interval=16, reference_latent_frames=33) == fixed
+    assert pattern(key_frame_interval=16, horizon=33) == fixed
 
 
 def test_changed_names_what_differs_from_the_defaults():
     assert LVSASettings().changed() == []
-    settings = LVSASettings(rotate_keyframes=True, sparsity_scale=1.0, schedule="even")
-    assert settings.changed() == ["rotate_keyframes", "schedule"]
+    settings = LVSASettings(rotate_keyframes=True, sparsity_scale=1.0, keyframe_placement="even")
+    assert settings.changed() == ["rotate_keyframes", "keyframe_placement"]
 
 
 def test_flag():

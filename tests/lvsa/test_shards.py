@@ -32,7 +32,7 @@ def cuts(draw):
 @given(cuts())
 def test_intervals_partition_the_sequence(cut):
     _, shards = cut
-    intervals = [shards.interval(rank) for rank in range(shards.world)]
+    intervals = [shards.token_range(rank) for rank in range(shards.world)]
     assert intervals[0][0] == 0
     assert intervals[-1][1] == shards.grid.tokens
     assert all(a[1] == b[0] for a, b in itertools.pairwise(intervals))
@@ -46,9 +46,9 @@ def test_frames_needed_and_held_by_brute_force(cut):
     P = shards.grid.tokens_per_frame
     matrix = pattern.attended[-1]
     for rank in range(shards.world):
-        tokens = range(*shards.interval(rank))
+        tokens = range(*shards.token_range(rank))
         frames = {token // P for token in tokens}
-        first, last = shards.frame_interval(rank)
+        first, last = shards.frame_range(rank)
         assert frames == set(range(first, last))
         needed = {g for f in frames for g in range(pattern.frames) if matrix[f, g]}
         got = shards.frames_needed(rank, matrix)
@@ -135,7 +135,7 @@ def test_grid_errors():
     shards = Shards(FrameGrid(2, 2, 2), 4)
     for rank in (-1, 4):
         with pytest.raises(LVSAError, match=f"rank is {rank}; allowed: 0 … 3"):
-            shards.interval(rank)
+            shards.token_range(rank)
 
 
 def test_video_frames():
