@@ -132,7 +132,7 @@ def test_the_walk_leaves_the_rest_alone(file, source):
     assert violations(ROOT / file, source) == []
 
 
-def test_the_package_loads_its_model_code_only_when_asked():
+def test_the_package_loads_torch_and_models_only_when_asked():
     """As a statement in the source, and as a fact of a fresh interpreter."""
     tree = ast.parse((ROOT / "lvsa/__init__.py").read_text())
     at_import = list(imported(tree, "lvsa", is_package=True, deferred=False))
@@ -140,7 +140,7 @@ def test_the_package_loads_its_model_code_only_when_asked():
     assert not [name for name in at_import if within(name, "lvsa.adapters")]
     program = "import sys, lvsa; print([m for m in sys.modules if m.split('.')[0] in {}])"
     loaded = subprocess.run(
-        [sys.executable, "-c", program.format(set(MODELS))],
+        [sys.executable, "-c", program.format({*MODELS, "torch"})],
         capture_output=True,
         text=True,
         check=True,
