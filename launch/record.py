@@ -15,14 +15,14 @@ from lvsa.launch.runtime import Runtime
 
 def rank_facts(session: LVSASession, steps: StepTimer, runtime: Runtime) -> dict[str, Any]:
     """What one rank measured in a generation."""
-    traffic = session.attention.traffic
+    received = session.attention.received
     return {
         "rank": runtime.rank,
         "seconds_per_step": [round(s, 4) for s in steps.seconds()],
         "peak_memory_bytes": peak_memory_bytes(runtime.device),
-        "attention_calls": traffic.calls,
-        "kv_bytes_received": traffic.kv_bytes,
-        "text_bytes_received": traffic.text_bytes,
+        "attention_calls": received.calls,
+        "kv_bytes_received": received.kv_bytes,
+        "text_bytes_received": received.text_bytes,
     }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from lvsa.errors import DivisibilityError
 from lvsa.exchange import EXCHANGES
-from lvsa.exchange.base import received_tokens, token_bytes
+from lvsa.exchange.base import token_bytes
 from lvsa.launch.job import Job
 from lvsa.pattern import Pattern
 from lvsa.settings import joined
@@ -45,7 +45,7 @@ def received_bytes(job: Job, shards: Shards) -> dict[str, list[float]]:
     """
     one = token_bytes(1, job.heads, job.head_dim, job.dtype)
     return {
-        name: (received_tokens(exchange, shards, job.pattern).mean(0) * one).tolist()
+        name: (exchange.received_tokens_by_offset(shards, job.pattern).mean(0) * one).tolist()
         for name, exchange in EXCHANGES.items()
     }
 

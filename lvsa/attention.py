@@ -6,8 +6,9 @@ and merge by log-sum-exp. Every world size and every exchange computes the same 
 Shapes: B batch, L local tokens, C tokens of a block, X text tokens, H heads, D head dim.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,7 @@ from torch import distributed as dist
 from lvsa.backends import Backend, get_backend
 from lvsa.comm import all_gather, check_agreement, group_rank, group_size, wait
 from lvsa.errors import LVSAError, SequenceError
-from lvsa.exchange import Exchange, Local, get_exchange
-from lvsa.layout import full_layout
+from lvsa.exchange import Exchange, get_exchange
 from lvsa.merge import AttentionState, merge, merge_all
 from lvsa.pattern import Pattern
 from lvsa.shards import FrameGrid, Shards
@@ -45,11 +45,21 @@ def valid_positions(mask_BX: Tensor) -> tuple[Tensor, ...]:
 
 @dataclass
 class Received:
-    """What attention received from other ranks since the last reset."""
+    """Bytes that attention received from other ranks, and the calls that it took.
+
+    Args:
+        calls: of `LVSAttention`.
+        kv_bytes: of keys and values.
+        text_bytes: of attention that text queries found on other ranks.
+    """
 
     calls: int = 0
     kv_bytes: int = 0
     text_bytes: int = 0
+
+
+TABLES_KEPT = 4
+"""Grids and patterns whose exchange tables an engine keeps."""
 
 
 class LVSAttention:
@@ -61,6 +71,7 @@ class LVSAttention:
         group: process group that the sequence is cut among; None for one process.
         exchange: name of the KV exchange, see `lvsa.exchange`; no effect on one rank.
         backend: name of the attention kernel, or one built by hand.
+        device: where the tensors will be.
 
     Raises:
         DivisibilityError: where the tokens do not divide among the ranks.
@@ -73,34 +84,53 @@ class LVSAttention:
         grid: FrameGrid,
         *,
         group: dist.ProcessGroup | None = None,
-        exchange: str = "all_gather",
+        exchange: str = "needed",
         backend: str | Backend = "sdpa",
+        device: torch.device | str = "cpu",
     ) -> None:
         # Before anything that a rank might refuse alone, while the others wait for it.
         check_agreement(
             {
                 "grid": grid,
-                "pattern": f"{pattern.digest} ({pattern})",
+                "pattern": pattern.identity,
                 "exchange": exchange,
                 "backend": backend if isinstance(backend, str) else backend.name,
             },
             group,
             what="attention settings",
         )
+        self.group, self.device = group, torch.device(device)
+        self.rank, self.world = group_rank(group), group_size(group)
+        self.backend = get_backend(backend) if isinstance(backend, str) else backend
+        self.exchange_type = get_exchange(exchange)
+        self._exchanges: OrderedDict[tuple[Pattern, FrameGrid], Exchange[Any]] = OrderedDict()
+        self.configure(pattern, grid)
+        self.step = 0
+        self.received = Received()
+
+    def configure(self, pattern: Pattern, grid: FrameGrid) -> None:
+        """Makes this the engine of another pattern and grid; the tables of a few are kept.
+
+        Ranks are not asked whether they agree: whoever calls this on several has done so.
+
+        Raises:
+            DivisibilityError: where the tokens do not divide among the ranks.
+            LVSAError: for a pattern of another length than the grid's.
+        """
         if pattern.frames != grid.frames:
             raise LVSAError(
                 f"the pattern is for {pattern.frames} latent frames, the grid has {grid.frames}"
             )
-        self.pattern, self.grid, self.group = pattern, grid, group
-        self.rank, self.world = group_rank(group), group_size(group)
-        self.backend = get_backend(backend) if isinstance(backend, str) else backend
-        strategy = get_exchange(exchange)
-        self.shards = Shards(grid, self.world)
-        self.exchange: Exchange = (strategy if self.world > 1 else Local)(
-            self.shards, pattern, self.rank, group
-        )
-        self.step = 0
-        self.traffic = Received()
+        exchange = self._exchanges.get((pattern, grid))
+        if exchange is None:
+            shards = Shards(grid, self.world)
+            exchange = self.exchange_type(shards, pattern, self.rank, self.group, self.device)
+            self._exchanges[pattern, grid] = exchange
+            if len(self._exchanges) > TABLES_KEPT:
+                self._exchanges.popitem(last=False)
+        self._exchanges.move_to_end((pattern, grid))
+        self.pattern, self.grid = pattern, grid
+        self.shards, self.exchange = exchange.shards, exchange
 
     @property
     def local_tokens(self) -> int:
@@ -130,24 +160,30 @@ class LVSAttention:
 
         Raises:
             SequenceError: for another number of tokens than this rank's share of T·P.
+            LVSAError: where gradients are asked for.
         """
         self._check(q_BLHD, k_BLHD, v_BLHD)
         text_out = None if text is None else self._start_text(text, k_BLHD, v_BLHD, scale)
         state: AttentionState | None = None
         before = self.exchange.received_bytes
         for block in self.exchange.stream(k_BLHD, v_BLHD, self.pattern.offset(self.step)):
-            partial = self.backend.attend(q_BLHD, *block, scale)
-            state = partial if state is None else merge(state, partial)
+            part = self.backend.attend(q_BLHD, *block, scale)
+            state = part if state is None else merge(state, part)
         assert state is not None, "a stream begins with the rank's own shard"
         if text is not None:
             state = merge(state, self._attend_text(q_BLHD, text, scale))
-        self.traffic.calls += 1
-        self.traffic.kv_bytes += self.exchange.received_bytes - before
+        self.received.calls += 1
+        self.received.kv_bytes += self.exchange.received_bytes - before
         finished = None if text_out is None else text_out.finish().to(q_BLHD.dtype)
         return state.out_BLHD.to(q_BLHD.dtype), finished
 
     def _check(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         L = self.local_tokens
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+            raise LVSAError(
+                "LVSA's attention has no gradients: queries, keys or values require one; call the "
+                "model under torch.no_grad() or torch.inference_mode()"
+            )
         for name, x in (("queries", q), ("keys", k), ("values", v)):
             if x.dim() != 4 or x.shape[1] != L:
                 T, P = self.grid.frames, self.grid.tokens_per_frame
@@ -159,17 +195,13 @@ class LVSAttention:
 
     def _attend_text(self, q_BLHD: Tensor, text: TextTokens, scale: float | None) -> AttentionState:
         """Any queries over all valid text."""
-        L = q_BLHD.shape[1]
         if text.valid is None:
-            return self.backend.attend(
-                q_BLHD, text.k_BXHD, text.v_BXHD, full_layout(L, text.k_BXHD.shape[1]), scale
-            )
-        partials = []
+            return self.backend.attend_all(q_BLHD, text.k_BXHD, text.v_BXHD, scale)
+        states = []
         for b, positions in enumerate(text.valid):
             k, v = (x[b : b + 1].index_select(1, positions) for x in (text.k_BXHD, text.v_BXHD))
-            layout = full_layout(L, positions.numel())
-            partials.append(self.backend.attend(q_BLHD[b : b + 1], k, v, layout, scale))
-        outs, lses = zip(*partials, strict=True)
+            states.append(self.backend.attend_all(q_BLHD[b : b + 1], k, v, scale))
+        outs, lses = zip(*states, strict=True)
         return AttentionState(torch.cat(outs), torch.cat(lses))
 
     def _start_text(
@@ -177,26 +209,24 @@ class LVSAttention:
     ) -> "_TextOutput":
         """Text queries over the local video, sent to all ranks while the video is attended."""
         q = text.q_BXHD
-        partial = self.backend.attend(
-            q, k_BLHD, v_BLHD, full_layout(q.shape[1], k_BLHD.shape[1]), scale
-        )
+        state = self.backend.attend_all(q, k_BLHD, v_BLHD, scale)
         if self.rank == 0:
             # Every rank holds the text; one of them counts it.
-            partial = merge(partial, self._attend_text(q, text, scale))
-        return _TextOutput(partial, self.group, self.traffic)
+            state = merge(state, self._attend_text(q, text, scale))
+        return _TextOutput(state, self.group, self.received)
 
 
 class _TextOutput:
-    """Text attention on its way: partials of all ranks, merged when they have arrived."""
+    """Text attention on its way: states of all ranks, merged when they have arrived."""
 
     def __init__(
-        self, partial: AttentionState, group: dist.ProcessGroup | None, traffic: Received
+        self, state: AttentionState, group: dist.ProcessGroup | None, received: Received
     ) -> None:
-        self.partial, self.group, self.traffic = partial, group, traffic
+        self.state, self.group, self.received = state, group, received
         self.world = group_size(group)
         if self.world == 1:
             return
-        out, lse = partial
+        out, lse = state
         mine = torch.cat([out.to(lse.dtype), lse.transpose(1, 2).unsqueeze(-1)], dim=-1)
         self.everyone = mine.new_empty((self.world, *mine.shape))
         self.work = all_gather(self.everyone.flatten(0, 1), mine, group, async_op=True)
@@ -204,9 +234,9 @@ class _TextOutput:
     def finish(self) -> Tensor:
         """``[B, X, H, D]``, the same bits on every rank."""
         if self.world == 1:
-            return self.partial.out_BLHD
+            return self.state.out_BLHD
         wait(self.work, "all-gather of text attention", self.group)
-        self.traffic.text_bytes += (
+        self.received.text_bytes += (
             (self.world - 1) * self.everyone[0].numel() * self.everyone.element_size()
         )
         return merge_all(

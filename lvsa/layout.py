@@ -3,14 +3,17 @@
 A block holds keys and values as a list of pieces of the sequence. A layout says, for every run of
 local queries, which ranges of the block they attend. Neighbouring queries with the same ranges
 form one tile, so a dense pattern is a single tile and costs a single kernel call.
+
+Layouts are plain data, filled once when they are built: kernels read them and derive nothing.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lvsa.pattern import Bools, Ints
 from lvsa.shards import TokenRange
@@ -41,58 +44,140 @@ class Tile(NamedTuple):
 
 
 @dataclass(frozen=True)
+class TileGroup:
+    """Tiles of one shape, queries × keys: they can share one kernel call.
+
+    The token indices of n tiles with up to R ranges follow from small tables: position j of a
+    tile's keys is token j + Σ_r jumps[r] · (j ≥ edges[r]) of the block.
+
+    Args:
+        tiles: n of them.
+        first_query: ``[n]`` int64, where each tile's queries begin.
+        edges: ``[n, R]`` int64, position at which each range begins among the tile's keys.
+        jumps: ``[n, R]`` int64, tokens of the block left out before each range.
+    """
+
+    tiles: tuple[Tile, ...]
+    first_query: Tensor
+    edges: Tensor
+    jumps: Tensor
+
+    @property
+    def n_queries(self) -> int:
+        """Queries of each tile."""
+        return self.tiles[0].n_queries
+
+    @property
+    def n_keys(self) -> int:
+        """Keys of each tile."""
+        return self.tiles[0].n_keys
+
+    def query_tokens(self, first: int, last: int) -> Tensor:
+        """``[last − first, queries]``: local query tokens of the tiles first … last − 1."""
+        position = torch.arange(self.n_queries, device=self.first_query.device)
+        return self.first_query[first:last, None] + position
+
+    def key_tokens(self, first: int, last: int) -> Tensor:
+        """``[last − first, keys]``: tokens of the block that these tiles attend."""
+        position = torch.arange(self.n_keys, device=self.edges.device)
+        reached = position >= self.edges[first:last, :, None]
+        return position + (reached * self.jumps[first:last, :, None]).sum(1)
+
+
+@dataclass(frozen=True)
 class BlockLayout:
-    """The work of one rank on one block.
+    """The work of one rank on one block. Build it with `layout_of`.
 
     Args:
         tiles: in order of their queries; queries that attend nothing here are in no tile.
         n_queries: L, local queries.
+        common: ranges that every query attends (the anchors). They cost a kernel one call for all
+            queries and one copy of their keys, where tile by tile they would be copied for each.
+        groups: the tiles without the common ranges, those of one shape together.
+        covers_all_queries: whether every local query attends something in this block.
+        groups_cover_all_queries: whether every local query has a tile in the groups.
+        pairs: (query, key) token pairs; the FLOPs of a head are 4·D times this.
     """
 
     tiles: tuple[Tile, ...]
     n_queries: int
+    common: tuple[TokenRange, ...]
+    groups: tuple[TileGroup, ...]
+    covers_all_queries: bool
+    groups_cover_all_queries: bool
+    pairs: int
 
-    @cached_property
-    def pairs(self) -> int:
-        """(query, key) token pairs: the FLOPs of a head are 4·D times this."""
-        return sum(tile.n_queries * tile.n_keys for tile in self.tiles)
-
-    @cached_property
-    def covers_all_queries(self) -> bool:
-        """Whether every local query attends something in this block."""
-        return sum(tile.n_queries for tile in self.tiles) == self.n_queries
-
-    @cached_property
-    def split(self) -> tuple[tuple[TokenRange, ...], "BlockLayout"]:
-        """Ranges that every query attends (the anchors), and the layout of all the others.
-
-        The common ranges cost a kernel one call for all queries and one copy of their keys,
-        where tile by tile they would be copied for each. Empty for a layout of one tile.
-        """
-        if len(self.tiles) < 2 or not self.covers_all_queries:
-            return (), self
-        edges = np.unique([edge for tile in self.tiles for keys in tile.keys for edge in keys])
-        covered = np.zeros((len(self.tiles), len(edges) - 1), dtype=np.bool_)
-        for row, tile in zip(covered, self.tiles, strict=True):
-            for start, stop in tile.keys:
-                row[np.searchsorted(edges, start) : np.searchsorted(edges, stop)] = True
-        common = covered.all(0)
-        if not common.any():
-            return (), self
-        rest = tuple(
-            tile._replace(keys=_join(edges[:-1][own], edges[1:][own]))
-            for tile, own in zip(self.tiles, covered & ~common, strict=True)
-            if own.any()
+    def to(self, device: torch.device | str) -> "BlockLayout":
+        """The same layout with its tables on a device."""
+        groups = tuple(
+            replace(
+                group,
+                first_query=group.first_query.to(device),
+                edges=group.edges.to(device),
+                jumps=group.jumps.to(device),
+            )
+            for group in self.groups
         )
-        return _join(edges[:-1][common], edges[1:][common]), BlockLayout(rest, self.n_queries)
+        return replace(self, groups=groups)
 
-    @cached_property
-    def uniform_groups(self) -> tuple[tuple[Tile, ...], ...]:
-        """Tiles of the same shape (queries × keys) together: they can share one kernel call."""
-        groups: dict[tuple[int, int], list[Tile]] = {}
-        for tile in self.tiles:
-            groups.setdefault((tile.n_queries, tile.n_keys), []).append(tile)
-        return tuple(tuple(group) for group in groups.values())
+
+def layout_of(tiles: Sequence[Tile], n_queries: int) -> BlockLayout:
+    """The layout of these tiles, with everything that kernels read of it."""
+    covered = sum(tile.n_queries for tile in tiles)
+    common, rest = _split_common(tiles, covered == n_queries)
+    return BlockLayout(
+        tiles=tuple(tiles),
+        n_queries=n_queries,
+        common=common,
+        groups=_groups(rest),
+        covers_all_queries=covered == n_queries,
+        groups_cover_all_queries=sum(tile.n_queries for tile in rest) == n_queries,
+        pairs=sum(tile.n_queries * tile.n_keys for tile in tiles),
+    )
+
+
+def _split_common(
+    tiles: Sequence[Tile], cover_all: bool
+) -> tuple[tuple[TokenRange, ...], Sequence[Tile]]:
+    """Ranges that all tiles attend, and the tiles without them; nothing for a single tile."""
+    if len(tiles) < 2 or not cover_all:
+        return (), tiles
+    edges = np.unique([edge for tile in tiles for keys in tile.keys for edge in keys])
+    covered = np.zeros((len(tiles), len(edges) - 1), dtype=np.bool_)
+    for row, tile in zip(covered, tiles, strict=True):
+        for start, stop in tile.keys:
+            row[np.searchsorted(edges, start) : np.searchsorted(edges, stop)] = True
+    common = covered.all(0)
+    if not common.any():
+        return (), tiles
+    rest = [
+        tile._replace(keys=_join(edges[:-1][own], edges[1:][own]))
+        for tile, own in zip(tiles, covered & ~common, strict=True)
+        if own.any()
+    ]
+    return _join(edges[:-1][common], edges[1:][common]), rest
+
+
+def _groups(tiles: Sequence[Tile]) -> tuple[TileGroup, ...]:
+    """Tiles of the same shape together, in order of their first tile."""
+    by_shape: dict[tuple[int, int], list[Tile]] = {}
+    for tile in tiles:
+        by_shape.setdefault((tile.n_queries, tile.n_keys), []).append(tile)
+    return tuple(_group(group) for group in by_shape.values())
+
+
+def _group(tiles: list[Tile]) -> TileGroup:
+    most = max(len(tile.keys) for tile in tiles)
+    # A tile with fewer ranges than others has further ones that none of its keys reaches.
+    edges = np.full((len(tiles), most), tiles[0].n_keys, dtype=np.int64)
+    jumps = np.zeros((len(tiles), most), dtype=np.int64)
+    for row, tile in enumerate(tiles):
+        position, before = 0, 0
+        for column, (start, stop) in enumerate(tile.keys):
+            edges[row, column], jumps[row, column] = position, start - before
+            position, before = position + stop - start, stop
+    first_query = torch.tensor([tile.start for tile in tiles], dtype=torch.int64)
+    return TileGroup(tuple(tiles), first_query, torch.from_numpy(edges), torch.from_numpy(jumps))
 
 
 def pack(intervals: Iterable[TokenRange]) -> tuple[Piece, ...]:
@@ -153,11 +238,7 @@ def build_layout(
             tiles[-1] = tiles[-1]._replace(stop=last)
         else:
             tiles.append(Tile(first, last, keys))
-    layout = BlockLayout(tuple(tiles), stop - start)
-    # Tables are built here, not in the first denoising step.
-    for part in (layout, layout.split[1]):
-        _ = part.uniform_groups
-    return layout
+    return layout_of(tiles, stop - start)
 
 
 def _join(starts: Ints, stops: Ints) -> tuple[TokenRange, ...]:
@@ -169,5 +250,4 @@ def _join(starts: Ints, stops: Ints) -> tuple[TokenRange, ...]:
 
 def full_layout(n_queries: int, n_keys: int) -> BlockLayout:
     """Every query attends every key; with no keys, nothing."""
-    tiles = (Tile(0, n_queries, ((0, n_keys),)),) if n_keys else ()
-    return BlockLayout(tiles, n_queries)
+    return layout_of([Tile(0, n_queries, ((0, n_keys),))] if n_keys else [], n_queries)

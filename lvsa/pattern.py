@@ -201,6 +201,11 @@ class Pattern:
         """A short fingerprint of the matrices: ranks compare it before they run."""
         return self._summary.digest
 
+    @property
+    def identity(self) -> str:
+        """Digest and description, for messages that tell two patterns apart."""
+        return f"{self.digest} ({self.frames} latent frames; {self.description})"
+
 
 def dense(frames: int) -> Pattern:
     """Every frame attends every frame."""

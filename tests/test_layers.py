@@ -122,7 +122,7 @@ def test_the_walk_sees_what_is_forbidden(file, source):
             "lvsa/new.py",
             "import torch\nfrom lvsa.pattern import Pattern\nfrom .shards import Shards",
         ),
-        ("lvsa/__init__.py", "def f():\n    from lvsa.adapters import enable"),
+        ("lvsa/__init__.py", "def f():\n    from lvsa.adapters.install import enable"),
         ("cp_plans/new.py", "from diffusers.hooks import apply_context_parallel"),
         ("adapters/new.py", "from lvsa.cp_plans import get_plan\nimport diffusers"),
         ("launch/new.py", "from lvsa.adapters import get_adapter"),

@@ -10,11 +10,7 @@ from lvsa.merge import AttentionState
 
 
 class Backend(ABC):
-    """A block-sparse attention kernel.
-
-    A backend may keep what it derives from a layout (index tensors, kernel plans): layouts are
-    built once and live as long as the attention that uses them.
-    """
+    """A block-sparse attention kernel. Layouts come with every table that it reads."""
 
     name: ClassVar[str]
 
@@ -39,4 +35,13 @@ class Backend(ABC):
             Output in the dtype of the queries or of the log-sum-exp, zero for queries that attend
             nothing here, and the natural log-sum-exp ``[B, H, L]`` in float32 (float64 for
             float64), −inf for them.
+        """
+
+    @abstractmethod
+    def attend_all(
+        self, q_BLHD: Tensor, k_BCHD: Tensor, v_BCHD: Tensor, scale: float | None = None
+    ) -> AttentionState:
+        """Softmax attention of every query over every key, of which there may be none.
+
+        Arguments and result as `attend`.
         """

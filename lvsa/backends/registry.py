@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from lvsa.backends.base import Backend
-from lvsa.errors import BackendUnavailable, LVSAError
+from lvsa.errors import LVSAError
 
 
 def _sdpa() -> Backend:
@@ -12,23 +12,8 @@ def _sdpa() -> Backend:
     return SDPABackend()
 
 
-def _flex() -> Backend:
-    raise BackendUnavailable(
-        "backend 'flex' (FlexAttention) has no LVSA kernel in this version: its log-sum-exp is "
-        "not to be had from compiled code on CPU; use --backend sdpa"
-    )
-
-
-def _flashinfer() -> Backend:
-    raise BackendUnavailable(
-        "backend 'flashinfer' (CUDA only) has no LVSA kernel in this version; use --backend sdpa"
-    )
-
-
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "sdpa": _sdpa,
-    "flex": _flex,
-    "flashinfer": _flashinfer,
 }
 
 

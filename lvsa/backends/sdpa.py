@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lvsa.backends.base import Backend
 from lvsa.errors import BackendUnavailable
-from lvsa.layout import BlockLayout, Tile
+from lvsa.layout import BlockLayout, Tile, TileGroup
 from lvsa.merge import AttentionState, merge
 
 # A tile with fewer multiply-adds than this does not amortise its kernel call: batch it.
@@ -30,7 +30,6 @@ class SDPABackend(Backend):
 
     def __init__(self, gather_bytes: int = GATHER_BYTES) -> None:
         self.gather_bytes = gather_bytes
-        self._indices: dict[tuple[int, int, torch.device], tuple[BlockLayout, Tensor, Tensor]] = {}
 
     def attend(
         self,
@@ -42,98 +41,101 @@ class SDPABackend(Backend):
     ) -> AttentionState:
         kernel = kernel_for(q_BLHD)
         scale = 1 / math.sqrt(q_BLHD.shape[-1]) if scale is None else scale
-        common, rest = layout.split
-        if not common:
-            return self._tiles(kernel, q_BLHD, k_BCHD, v_BCHD, layout, scale)
-        everyone = Tile(0, layout.n_queries, common)
-        partial = self._tile(kernel, q_BLHD, k_BCHD, v_BCHD, everyone, scale)
-        if not rest.tiles:
-            return partial
-        return merge(partial, self._tiles(kernel, q_BLHD, k_BCHD, v_BCHD, rest, scale))
+        state = None
+        if layout.common:
+            everyone = Tile(0, layout.n_queries, layout.common)
+            state = _tile(kernel, q_BLHD, k_BCHD, v_BCHD, everyone, scale)
+        if layout.groups or state is None:
+            rest = self._groups(kernel, q_BLHD, k_BCHD, v_BCHD, layout, scale)
+            state = rest if state is None else merge(state, rest)
+        return state
 
-    def _tiles(
-        self,
-        kernel: Kernel,
-        q_BLHD: Tensor,
-        k_BCHD: Tensor,
-        v_BCHD: Tensor,
-        layout: BlockLayout,
-        scale: float,
+    def attend_all(
+        self, q_BLHD: Tensor, k_BCHD: Tensor, v_BCHD: Tensor, scale: float | None = None
     ) -> AttentionState:
-        """Every tile by itself, or with its equals where they are small."""
-        if len(layout.tiles) == 1 and layout.covers_all_queries:
-            return self._tile(kernel, q_BLHD, k_BCHD, v_BCHD, layout.tiles[0], scale)
-        B, L, H, D = q_BLHD.shape
-        lse_dtype = torch.float64 if q_BLHD.dtype == torch.float64 else torch.float32
-        if layout.covers_all_queries:
-            out = torch.empty_like(q_BLHD, memory_format=torch.contiguous_format)
-            lse = q_BLHD.new_empty((B, H, L), dtype=lse_dtype)
-        else:
-            out = torch.zeros_like(q_BLHD, memory_format=torch.contiguous_format)
-            lse = q_BLHD.new_full((B, H, L), -math.inf, dtype=lse_dtype)
-        for number, group in enumerate(layout.uniform_groups):
-            work = B * H * D * group[0].n_queries * group[0].n_keys
-            if len(group) > 1 and work < SMALL_TILE_WORK[q_BLHD.device.type]:
-                queries, keys = self._group_indices(layout, number, q_BLHD.device)
-                self._group(kernel, q_BLHD, k_BCHD, v_BCHD, queries, keys, scale, out, lse)
-                continue
-            for tile in group:
-                partial = self._tile(kernel, q_BLHD, k_BCHD, v_BCHD, tile, scale)
-                out[:, tile.start : tile.stop] = partial.out_BLHD
-                lse[:, :, tile.start : tile.stop] = partial.lse_BHL
-        return AttentionState(out, lse)
-
-    def _tile(
-        self, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scale: float
-    ) -> AttentionState:
-        """One kernel call. A tile whose keys stand together is attended in place, uncopied."""
-        k_BHCD, v_BHCD = (_ranges(x.transpose(1, 2), tile) for x in (k, v))
-        q_BHLD = q[:, tile.start : tile.stop].transpose(1, 2)
+        kernel = kernel_for(q_BLHD)
+        if not k_BCHD.shape[1]:
+            return _nothing_attended(q_BLHD)
+        scale = 1 / math.sqrt(q_BLHD.shape[-1]) if scale is None else scale
+        q_BHLD, k_BHCD, v_BHCD = (x.transpose(1, 2) for x in (q_BLHD, k_BCHD, v_BCHD))
         out_BHLD, lse_BHL = kernel(q_BHLD, k_BHCD, v_BHCD, scale)
         return AttentionState(out_BHLD.transpose(1, 2), lse_BHL)
 
-    def _group(
+    def _groups(
+        self, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float
+    ) -> AttentionState:
+        """The tiles of all groups, each by itself or with its equals where they are small."""
+        tiles = [tile for group in layout.groups for tile in group.tiles]
+        if len(tiles) == 1 and layout.groups_cover_all_queries:
+            return _tile(kernel, q, k, v, tiles[0], scale)
+        B, L, H, D = q.shape
+        if layout.groups_cover_all_queries:
+            out = torch.empty_like(q, memory_format=torch.contiguous_format)
+            lse = q.new_empty((B, H, L), dtype=lse_dtype(q))
+        else:
+            out, lse = _nothing_attended(q)
+        for group in layout.groups:
+            work = B * H * D * group.n_queries * group.n_keys
+            if len(group.tiles) > 1 and work < SMALL_TILE_WORK[q.device.type]:
+                self._batch(kernel, q, k, v, group, scale, out, lse)
+                continue
+            for tile in group.tiles:
+                state = _tile(kernel, q, k, v, tile, scale)
+                out[:, tile.start : tile.stop] = state.out_BLHD
+                lse[:, :, tile.start : tile.stop] = state.lse_BHL
+        return AttentionState(out, lse)
+
+    def _batch(
         self,
         kernel: Kernel,
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        queries_NL: Tensor,
-        keys_NC: Tensor,
+        group: TileGroup,
         scale: float,
         out: Tensor,
         lse: Tensor,
     ) -> None:
         """Equal tiles as a batch; the copies of keys and values stay below ``gather_bytes``."""
         B, _, H, D = q.shape
-        per_tile = 2 * B * H * D * keys_NC.shape[1] * q.element_size()
+        per_tile = 2 * B * H * D * group.n_keys * q.element_size()
         chunk = max(1, self.gather_bytes // per_tile)
-        for rows_NL, columns_NC in zip(queries_NL.split(chunk), keys_NC.split(chunk), strict=True):
-            n = rows_NL.shape[0]
-            rows = rows_NL.flatten()
+        for first in range(0, len(group.tiles), chunk):
+            last = min(first + chunk, len(group.tiles))
+            rows, columns = (
+                tokens(first, last).flatten() for tokens in (group.query_tokens, group.key_tokens)
+            )
             batch = [
-                x.index_select(1, index.flatten()).view(B * n, -1, H, D).transpose(1, 2)
-                for x, index in ((q, rows_NL), (k, columns_NC), (v, columns_NC))
+                x.index_select(1, index).view(B * (last - first), -1, H, D).transpose(1, 2)
+                for x, index in ((q, rows), (k, columns), (v, columns))
             ]
             out_BHLD, lse_BHL = kernel(batch[0], batch[1], batch[2], scale)
             del batch  # or the next copies would stand beside these
             out.index_copy_(1, rows, out_BHLD.transpose(1, 2).reshape(B, -1, H, D))
-            lse_BHnL = lse_BHL.view(B, n, H, -1).transpose(1, 2)
+            lse_BHnL = lse_BHL.view(B, last - first, H, -1).transpose(1, 2)
             lse.index_copy_(2, rows, lse_BHnL.reshape(B, H, -1))
 
-    def _group_indices(
-        self, layout: BlockLayout, number: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Token indices ``[n, queries]`` and ``[n, keys]`` of a group, built once per layout."""
-        # The layout is kept beside its indices, so that its id is not given to another one.
-        found = self._indices.get((id(layout), number, device))
-        if found is None:
-            group = layout.uniform_groups[number]
-            queries = torch.stack([torch.arange(tile.start, tile.stop) for tile in group])
-            keys = torch.stack([torch.cat([torch.arange(*r) for r in tile.keys]) for tile in group])
-            found = (layout, queries.to(device), keys.to(device))
-            self._indices[id(layout), number, device] = found
-        return found[1], found[2]
+
+def lse_dtype(q: Tensor) -> torch.dtype:
+    """dtype of the log-sum-exp for such queries."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _nothing_attended(q_BLHD: Tensor) -> AttentionState:
+    """The state of queries that have met no key."""
+    B, L, H, _ = q_BLHD.shape
+    out = torch.zeros_like(q_BLHD, memory_format=torch.contiguous_format)
+    return AttentionState(out, q_BLHD.new_full((B, H, L), -math.inf, dtype=lse_dtype(q_BLHD)))
+
+
+def _tile(
+    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scale: float
+) -> AttentionState:
+    """One kernel call. A tile whose keys stand together is attended in place, uncopied."""
+    k_BHCD, v_BHCD = (_ranges(x.transpose(1, 2), tile) for x in (k, v))
+    q_BHLD = q[:, tile.start : tile.stop].transpose(1, 2)
+    out_BHLD, lse_BHL = kernel(q_BHLD, k_BHCD, v_BHCD, scale)
+    return AttentionState(out_BHLD.transpose(1, 2), lse_BHL)
 
 
 def _ranges(x_BHCD: Tensor, tile: Tile) -> Tensor:

@@ -7,7 +7,6 @@ same attention; they differ in what travels and when.
 from lvsa.errors import LVSAError
 from lvsa.exchange.all_gather import AllGather
 from lvsa.exchange.base import Exchange, ExchangePlan, KVBlock, KVBlockPlan
-from lvsa.exchange.local import Local
 from lvsa.exchange.needed import Needed
 from lvsa.exchange.ring import Ring
 
@@ -28,7 +27,6 @@ __all__ = [
     "ExchangePlan",
     "KVBlock",
     "KVBlockPlan",
-    "Local",
     "Needed",
     "Ring",
     "get_exchange",

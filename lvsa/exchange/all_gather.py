@@ -20,7 +20,7 @@ from lvsa.pattern import Bools, Ints
 from lvsa.shards import Shards
 
 
-class AllGather(Exchange):
+class AllGather(Exchange[ExchangePlan]):
     """One all-gather of every shard; the own shard is attended while it runs."""
 
     name = "all_gather"
@@ -37,7 +37,7 @@ class AllGather(Exchange):
         return ExchangePlan(tuple(blocks), received_tokens=S - (stop - start))
 
     @classmethod
-    def traffic(cls, shards: Shards, attended: Bools) -> Ints:
+    def received_tokens(cls, shards: Shards, attended: Bools) -> Ints:
         return np.full(shards.world, shards.grid.tokens - shards.local_tokens, dtype=np.int64)
 
     def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -25,10 +25,10 @@ class KVBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class KVBlockPlan:
-    """One block before its data exist: its contents and its layout.
+    """A block before its data exist: its contents and its layout.
 
     Args:
-        pieces: the sequence intervals that the local queries may attend, by buffer position.
+        pieces: the sequence ranges that the local queries may attend, by buffer position.
         tokens: C, length of the buffer.
         layout: what the local queries attend in it.
     """
@@ -45,54 +45,84 @@ class ExchangePlan:
     Args:
         blocks: in the order of the stream; the first is the rank's own shard.
         received_tokens: tokens (one key and one value each) that arrive from other ranks.
-        detail: what the runtime of the strategy needs besides.
     """
 
     blocks: tuple[KVBlockPlan, ...]
     received_tokens: int
-    detail: object = field(default=None, repr=False)
 
     @property
     def pairs(self) -> int:
         """(query, key) token pairs over all blocks."""
         return sum(block.layout.pairs for block in self.blocks)
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same plan with its tables on a device."""
+        blocks = tuple(replace(block, layout=block.layout.to(device)) for block in self.blocks)
+        return replace(self, blocks=blocks)
 
-class Exchange(ABC):
-    """Base of the strategies. Plans for all offsets are made when it is built, none later.
+
+Plan = TypeVar("Plan", bound=ExchangePlan)
+
+
+class Exchange(ABC, Generic[Plan]):
+    """A way for keys and values to come to the rank that attends them.
+
+    Plans for all offsets are made when an exchange is built, none later. On one rank nothing
+    travels, whichever exchange it is.
 
     Args:
         shards: the cut of the sequence.
         pattern: what attends what.
         rank: this rank, within ``group``.
         group: process group of the sequence shards; None for one process.
+        device: where the tables of the plans are read.
     """
 
     name: ClassVar[str]
 
     def __init__(
-        self, shards: Shards, pattern: Pattern, rank: int, group: dist.ProcessGroup | None
+        self,
+        shards: Shards,
+        pattern: Pattern,
+        rank: int,
+        group: dist.ProcessGroup | None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.shards, self.pattern, self.rank, self.group = shards, pattern, rank, group
-        self.plans = [self.plan(shards, matrix, rank) for matrix in pattern.attended]
+        self.shards, self.rank, self.group = shards, rank, group
+        self.plans: list[Plan] = [
+            self.plan(shards, matrix, rank).to(device) for matrix in pattern.attended
+        ]
         self.received_bytes = 0
+        """Bytes that arrived from other ranks since this exchange was built."""
 
     @classmethod
     @abstractmethod
-    def plan(cls, shards: Shards, attended: Bools, rank: int) -> ExchangePlan:
+    def plan(cls, shards: Shards, attended: Bools, rank: int) -> Plan:
         """The plan of one rank at one offset; ``attended`` is the [T, T] matrix."""
 
     @classmethod
     @abstractmethod
-    def traffic(cls, shards: Shards, attended: Bools) -> Ints:
+    def received_tokens(cls, shards: Shards, attended: Bools) -> Ints:
         """``[N]``: tokens that each rank receives at one offset, by table alone."""
+
+    @classmethod
+    def received_tokens_by_offset(
+        cls, shards: Shards, pattern: Pattern, offsets: int | None = None
+    ) -> Ints:
+        """``[n_offsets, N]``: tokens that each rank receives per layer and call.
+
+        Args:
+            offsets: how many of the pattern's offsets to count; all without it.
+        """
+        reached = pattern.attended[:offsets]
+        return np.stack([cls.received_tokens(shards, matrix) for matrix in reached])
 
     @abstractmethod
     def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:
         """Blocks as they become available; attend each before asking for the next."""
 
     def count(self, buffer: Tensor) -> None:
-        """Adds a received buffer to the byte count."""
+        """Adds a buffer that arrived to the byte count."""
         self.received_bytes += buffer.numel() * buffer.element_size()
 
 
@@ -124,6 +154,19 @@ def pack_kv(k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
     return packed
 
 
+def pack_rows(k_BLHD: Tensor, v_BLHD: Tensor, rows: Tensor) -> Tensor:
+    """Chosen tokens of keys and values as one token-major buffer ``[n, 2, B, H, D]``.
+
+    Args:
+        rows: ``[n]`` int64, local tokens in the order in which they are to stand.
+    """
+    B, _, H, D = k_BLHD.shape
+    packed = k_BLHD.new_empty((rows.numel(), 2, B, H, D))
+    for i, x_BLHD in enumerate((k_BLHD, v_BLHD)):
+        torch.index_select(x_BLHD.transpose(0, 1), 0, rows, out=packed[:, i])
+    return packed
+
+
 def unpack_kv(packed_C2BHD: Tensor) -> tuple[Tensor, Tensor]:
     """Views ``k_BCHD, v_BCHD`` of a token-major buffer; nothing is copied."""
     k_CBHD, v_CBHD = packed_C2BHD.unbind(1)
@@ -133,8 +176,3 @@ def unpack_kv(packed_C2BHD: Tensor) -> tuple[Tensor, Tensor]:
 def token_bytes(batch: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
     """Bytes of one token's key and value."""
     return 2 * batch * heads * head_dim * dtype.itemsize
-
-
-def received_tokens(exchange: type[Exchange], shards: Shards, pattern: Pattern) -> Ints:
-    """``[n_offsets, N]``: tokens that each rank receives, per layer and call."""
-    return np.stack([exchange.traffic(shards, matrix) for matrix in pattern.attended])

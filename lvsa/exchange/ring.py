@@ -17,7 +17,6 @@ from lvsa.exchange.base import (
     Exchange,
     ExchangePlan,
     KVBlock,
-    KVBlockPlan,
     block_plan,
     own_block,
     pack_kv,
@@ -30,11 +29,24 @@ from lvsa.shards import Shards
 
 @dataclass(frozen=True)
 class RingStep:
-    """One turn of the ring: what leaves, what arrives, what is computed on the arrival."""
+    """A turn of the ring.
+
+    Args:
+        sends: whether the shard at hand goes on to the next rank.
+        receives: whether another shard arrives.
+        block: number of the plan's block that is computed on the arrival; None for none.
+    """
 
     sends: bool
     receives: bool
-    block: KVBlockPlan | None
+    block: int | None
+
+
+@dataclass(frozen=True)
+class RingPlan(ExchangePlan):
+    """The turns of one rank."""
+
+    steps: tuple[RingStep, ...]
 
 
 def hops(shards: Shards, attended: Bools) -> Ints:
@@ -49,13 +61,13 @@ def hops(shards: Shards, attended: Bools) -> Ints:
     return far
 
 
-class Ring(Exchange):
+class Ring(Exchange[RingPlan]):
     """Shards passed along a ring, each only as far as somebody attends it."""
 
     name = "ring"
 
     @classmethod
-    def plan(cls, shards: Shards, attended: Bools, rank: int) -> ExchangePlan:
+    def plan(cls, shards: Shards, attended: Bools, rank: int) -> RingPlan:
         N, L = shards.world, shards.local_tokens
         far = hops(shards, attended)
         steps, blocks = [], [own_block(shards, attended, rank)]
@@ -66,14 +78,14 @@ class Ring(Exchange):
                 start, stop = shards.token_range(arriving)
                 candidate = block_plan(shards, attended, rank, [Piece(start, stop, 0)], L)
                 if candidate.layout.tiles:
-                    block = candidate
+                    block = len(blocks)
                     blocks.append(candidate)
             steps.append(RingStep(bool(far[leaving] >= s), bool(far[arriving] >= s), block))
         received = L * sum(step.receives for step in steps)
-        return ExchangePlan(tuple(blocks), received, detail=tuple(steps))
+        return RingPlan(tuple(blocks), received, tuple(steps))
 
     @classmethod
-    def traffic(cls, shards: Shards, attended: Bools) -> Ints:
+    def received_tokens(cls, shards: Shards, attended: Bools) -> Ints:
         N = shards.world
         far = hops(shards, attended)
         arrivals = [sum(far[(r - s) % N] >= s for s in range(1, N)) for r in range(N)]
@@ -81,8 +93,7 @@ class Ring(Exchange):
 
     def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:
         plan = self.plans[offset]
-        steps = plan.detail
-        assert isinstance(steps, tuple)
+        steps = plan.steps
         ready = KVBlock(k_BLHD, v_BLHD, plan.blocks[0].layout)
         held = pack_kv(k_BLHD, v_BLHD) if steps else None
         # Two buffers in turn: one is attended and sent on while the other fills. A buffer is spare
@@ -105,7 +116,7 @@ class Ring(Exchange):
                 held = arriving
                 self.count(arriving)
                 if step.block is not None:
-                    pending = KVBlock(*unpack_kv(arriving), step.block.layout)
+                    pending = KVBlock(*unpack_kv(arriving), plan.blocks[step.block].layout)
         if pending is not None:
             yield pending
 

@@ -125,7 +125,7 @@ def measure(case: Case, config: BenchConfig, device: torch.device) -> dict[str, 
     for turn in range(config.repeats + 1):
         for name, engine in engines.items():
             engine.step = turn
-            before = engine.traffic.kv_bytes
+            before = engine.received.kv_bytes
             _settle(device, group)
             began = time.perf_counter()
             engine(q, k, v)
@@ -133,7 +133,7 @@ def measure(case: Case, config: BenchConfig, device: torch.device) -> dict[str, 
                 torch.cuda.synchronize(device)
             if turn:
                 seconds[name].append(time.perf_counter() - began)
-            received[name] = engine.traffic.kv_bytes - before
+            received[name] = engine.received.kv_bytes - before
     return {"seconds": seconds, "received_bytes": received, "density": sparse.density}
 
 

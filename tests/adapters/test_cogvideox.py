@@ -223,7 +223,7 @@ def test_computes_the_pairs_of_the_pattern_and_no_more(kind, frames, folders):
     with enabled(pipe, frames, rotate=False, backend=backend) as session:
         pattern, P = session.attention.pattern, session.attention.grid.tokens_per_frame
         generate(pipe, kind, frames, steps=1)
-        calls = session.attention.traffic.calls
+        calls = session.attention.received.calls
     S, X = pattern.frames * P, TEXT_TOKENS
     video = int(pattern.attended.sum()) * P * P
     assert backend.pairs == calls * (video + 2 * S * X + X * X)

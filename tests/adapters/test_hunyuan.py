@@ -119,10 +119,10 @@ def test_both_guidance_passes_run_sparse(folders):
     pipe = load(folders["t2v"])
     with lvsa.enable(pipe, **SIZE, settings=SETTINGS) as session:
         generate(pipe)
-        assert session.attention.traffic.calls == 2 * 2 * session.blocks
+        assert session.attention.received.calls == 2 * 2 * session.blocks
         pipe.guider = pipe.guider.new(guidance_scale=1.0)
         generate(pipe)
-        assert session.attention.traffic.calls == (2 * 2 + 2) * session.blocks
+        assert session.attention.received.calls == (2 * 2 + 2) * session.blocks
 
 
 def test_two_generations_equal_two_processes(folders, one_process):

@@ -148,7 +148,7 @@ def test_both_transformers_run_sparse(monkeypatch):
             model.register_forward_hook(lambda *_, name=name: forwards.update([name]))
         sparse = generate(pipe, kind)
         assert set(forwards) == set(names)
-        assert session.attention.traffic.calls == 2 * forwards.total()
+        assert session.attention.received.calls == 2 * forwards.total()
     # A stock processor is refused before it runs; let it, to see what each transformer adds.
     monkeypatch.setattr("lvsa.adapters.install.enable._check_processors", lambda *_: None)
     for name in names:

@@ -55,14 +55,14 @@ def attend_all(rank, world, exchange, P_rows, P_columns, rotate, dtype):
     for step in range(6 if rotate else 1):
         q, k, v = draw(B, T * P, dtype, seed=step)
         engine.step = step
-        before = engine.traffic.kv_bytes
+        before = engine.received.kv_bytes
         out, _ = engine(q[:, part], k[:, part], v[:, part])
         offset = step % INTERVAL if rotate else 0
         expected = expected_video(q, k, v, P, offset)[:, part]
         worst = max(worst, relative_error(out, expected))
         if world > 1:
             planned = engine.exchange.plans[offset].received_tokens * 2 * B * H * D * dtype.itemsize
-            assert engine.traffic.kv_bytes - before == planned
+            assert engine.received.kv_bytes - before == planned
     return worst
 
 

@@ -414,13 +414,13 @@ def counted_bytes(rank, world, exchange, dtype):
     table = received_tokens(EXCHANGES[exchange], engine.shards, engine.pattern)
     for step in (0, 1, 5, 31, 32):
         engine.step = step
-        before = engine.traffic.kv_bytes
+        before = engine.received.kv_bytes
         q, k, v = (x.to(dtype) for x in random_shard(engine.local_tokens, rank, B))
         engine(q, k, v, TextTokens(*text, valid=valid_positions(mask)))
-        assert engine.traffic.kv_bytes - before == table[step % 32, rank] * token
-    assert engine.traffic.calls == 5
+        assert engine.received.kv_bytes - before == table[step % 32, rank] * token
+    assert engine.received.calls == 5
     # Outputs and log-sum-exps travel in the precision of the latter.
-    assert engine.traffic.text_bytes == 5 * (world - 1) * B * X * H * (D + 1) * 4
+    assert engine.received.text_bytes == 5 * (world - 1) * B * X * H * (D + 1) * 4
 
 
 def all_counted_bytes(rank, world):
