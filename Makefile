@@ -6,19 +6,22 @@
 #   make bench      attention, dense against sparse
 #   make gpu        tests and benchmarks that need CUDA
 #
-# PyTorch is installed first; where there is no GPU, the version that the tests run with, and the
-# CPU build if the package index has that. To choose yourself:
+# Where there is a GPU, the newest PyTorch of the tested range is installed; elsewhere the version
+# that the tests run with, as a CPU build if the package index has that. To choose yourself:
 #   make TORCH="torch==2.13.0"      any requirement that pip takes
 #   make VENV=/path/to/venv         an environment elsewhere
+#   make PIP="uv pip"               uv instead of pip; UV_TORCH_BACKEND=cpu picks the CPU build
 
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP ?= $(BIN)/python -m pip
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
 NPROC ?= $(if $(HAS_GPU),$(shell nvidia-smi -L | wc -l),2)
 PROMPT ?= a red circle bounces
 export TOKENIZERS_PARALLELISM := false
+export VIRTUAL_ENV := $(abspath $(VENV))
 
 .PHONY: install generate test lint types check bench gpu clean
 
@@ -26,8 +29,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(PIP) install --quiet "$(TORCH)" --editable ".[dev]"
 	touch $@
 
 generate: install
