@@ -1,0 +1,1 @@
+"""Studies: what launches nothing, from benchmarks to the training of the tiny model."""

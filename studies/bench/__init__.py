@@ -1,0 +1,1 @@
+"""Benchmarks: how long the attention takes, and what it exchanges."""

@@ -1,4 +1,4 @@
-"""Measures videos of coloured shapes: freezing, looping, motion, persistence and fidelity.
+"""Measures videos of colored shapes: freezing, looping, motion, persistence and fidelity.
 
 python studies/quality/evaluate.py clip.mp4 --caption "a red circle bounces"
 """
@@ -21,7 +21,7 @@ from lvsa.studies.quality.measures import Quality, measure
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("frames", "frozen", "loop", "path", "span", "persistence", "motion", "colour", "shape")
+COLUMNS = ("frames", "frozen", "loop", "path", "span", "persistence", "motion", "color", "shape")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Evaluation:
     videos: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Video files, mp4 or anything else that imageio reads."""
     caption: str | None = None
-    """What the videos should show; its colours, shapes and motion are looked for."""
+    """What the videos should show; its colors, shapes and motion are looked for."""
     out: Path | None = None
     """JSON file for the measures."""
 

@@ -1,19 +1,10 @@
-"""Whether a video's shape and motion are those of its caption, judged from its pixels."""
+"""Shape and motion of an object, recognized from its pixels and its path."""
 
 import numpy as np
 import torch
 
-from lvsa.studies.tiny_wan.captions import SHAPES
-from lvsa.studies.tiny_wan.clips import distance
-
-# Area of each shape at radius 1, from `clips.distance`.
-UNIT_AREA = {
-    "circle": np.pi,
-    "square": 4 * 0.86**2,
-    "triangle": 3 * np.sqrt(3) * 0.52**2,
-    "ring": np.pi * ((0.75 + 0.27) ** 2 - (0.75 - 0.27) ** 2),
-}
-assert set(UNIT_AREA) == set(SHAPES)
+from lvsa.studies.tiny_wan.captions import DIRECTIONS, SHAPES
+from lvsa.studies.tiny_wan.shapes import distance, radius_of
 
 LAG = 4
 """Frames between the two velocities whose angle is a turn; one frame's angle is mostly jitter."""
@@ -21,39 +12,38 @@ CURVED, STRAIGHT = 0.15, 0.25
 """Turns, radians in `LAG` frames, above which a path curves and below which it is straight. The
 training data's circles turn by 0.31 to 0.52."""
 TOUCHING, PARTING = 0.45, 0.1
-"""Frame widths: the centres of two shapes that meet come nearer than the first, and their
+"""Frame widths: the centers of two shapes that meet come nearer than the first, and their
 distance changes by more than the second."""
 
 
-def shape_in(mask: np.ndarray, centre: np.ndarray) -> str:
-    """The shape that fits an object's pixels best.
+def shape_in(mask: np.ndarray, center: np.ndarray) -> str:
+    """Name of the shape that fits an object's pixels best.
 
     Args:
         mask: ``[H, W]``, true on the object.
-        centre: ``[2]`` of the object, (x, y) in pixels.
+        center: ``[2]`` of the object, (x, y) in pixels.
 
     Returns:
-        Of `SHAPES`, drawn at the centre with the object's own area, the one with the largest
+        Of `SHAPES`, drawn at the center with the object's own area, the one with the largest
         intersection over union.
     """
     height, width = mask.shape
     # On the torus, as a drifting shape may lie across an edge.
-    dx = (torch.arange(width) + 0.5 - centre[0] + width / 2) % width - width / 2
-    dy = (torch.arange(height) + 0.5 - centre[1] + height / 2) % height - height / 2
+    dx = (torch.arange(width) + 0.5 - center[0] + width / 2) % width - width / 2
+    dy = (torch.arange(height) + 0.5 - center[1] + height / 2) % height - height / 2
     object_ = torch.from_numpy(mask)
     fits = {}
     for shape in SHAPES:
-        radius = float(np.sqrt(mask.sum() / UNIT_AREA[shape]))
-        drawn = distance(shape, dx[None], dy[:, None], radius) < 0
+        drawn = distance(shape, dx[None], dy[:, None], radius_of(shape, mask.sum())) < 0
         fits[shape] = int((drawn & object_).sum()) / max(1, int((drawn | object_).sum()))
     return max(fits, key=lambda shape: fits[shape])
 
 
 def motion_of(path: np.ndarray, moving: float) -> str:
-    """What an object does, in the captions' words.
+    """Motion of an object, in the captions' words.
 
     Args:
-        path: ``[F, 2]`` smoothed and unwrapped centres, (x, y) in pixels.
+        path: ``[F, 2]`` smoothed and unwrapped centers, (x, y) in pixels.
         moving: span in pixels that a moving object exceeds.
 
     Returns:
@@ -74,8 +64,7 @@ def motion_of(path: np.ndarray, moving: float) -> str:
     length = np.linalg.norm(steps, axis=1).sum()
     axis = int(np.abs(net).argmax())
     if abs(net[axis]) > 0.75 * length and abs(net[1 - axis]) < 0.25 * abs(net[axis]):
-        words = (("left", "right"), ("up", "down"))[axis]
-        return f"drifts {words[int(net[axis] > 0)]}"
+        return f"drifts {max(DIRECTIONS, key=lambda word: net @ DIRECTIONS[word])}"
     return "bounces" if (np.abs(turns) < STRAIGHT).mean() > 0.4 else "wanders"
 
 
@@ -83,8 +72,8 @@ def meets(one: np.ndarray, other: np.ndarray, size: np.ndarray) -> bool:
     """Whether two objects come near each other and part.
 
     Args:
-        one, other: ``[F, 2]`` centres, (x, y) in pixels.
-        size: ``[2]`` width and height of the frame.
+        one, other: ``[F, 2]`` centers, (x, y) in pixels.
+        size: ``[2]`` width and height of the frame, pixels.
     """
     between = (one - other + size / 2) % size - size / 2
     gap = np.linalg.norm(between, axis=1) / size[0]

@@ -1,8 +1,7 @@
-"""What a video of a coloured shape does, in numbers: freezing, looping, motion, fidelity and more.
+"""Measures of a video of a colored shape: freezing, looping, motion, fidelity and more.
 
 All measures take a video as an array ``[F, H, W, 3]`` with values 0 to 1. They follow the pixels
-whose colour is far from grey, so they fit clips of coloured shapes on a dull background. Positions
-wrap around at the edges, where shapes may leave on one side and come in at the other.
+whose color is far from gray, so they fit clips of colored shapes on a dull background.
 """
 
 from collections.abc import Sequence
@@ -12,16 +11,15 @@ import numpy as np
 
 from lvsa.errors import LVSAError
 from lvsa.studies.quality.fidelity import meets, motion_of, shape_in
-from lvsa.studies.tiny_wan.captions import COLOURS, MEETING, asked_by
+from lvsa.studies.quality.tracking import LEAST_AREA, Track, classify, smooth, track
+from lvsa.studies.tiny_wan.captions import COLORS, MEETING, asked_by
 
-CHROMA = 0.3
-"""Least difference between a coloured pixel's largest and smallest channel."""
-LEAST_AREA = 0.01
-"""Least share of a frame's pixels that counts as an object."""
 CHANGE = 1 / 16
 """A pair of frames is near-identical if all but 0.5 % of the pixels differ by less than this."""
 MOVING_SPAN = 1 / 16
 """A shape moves if its path reaches over more than this share of the frame's width."""
+RIGHT_SHARE = 0.8
+"""A video's color or shape is right if it is so in at least this share of the frames."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,9 @@ class Quality:
     persistence: float
     """Share of frames with an object of about its usual area."""
     motion: str
-    """What the object does, as `fidelity.motion_of` names it; "meet" for two that do."""
-    colour: float | None
-    """Share of frames in which the asked colours are there and none else prevails."""
+    """Motion of the object, as `fidelity.motion_of` names it; "meet" for two that do."""
+    color: float | None
+    """Share of frames in which the asked colors are there and none else prevails."""
     shape: float | None
     """Share of frames in which every asked object has the asked shape."""
     motion_right: bool | None
@@ -50,32 +48,18 @@ class Quality:
 
     @property
     def moves(self) -> bool:
+        """Whether the path reaches over more than `MOVING_SPAN`."""
         return self.span > MOVING_SPAN
 
     @property
-    def colour_right(self) -> bool:
-        """In 4 of 5 frames at least."""
-        return self.colour is not None and self.colour >= 0.8
+    def color_right(self) -> bool:
+        """Whether `color` is at least `RIGHT_SHARE`."""
+        return self.color is not None and self.color >= RIGHT_SHARE
 
     @property
     def shape_right(self) -> bool:
-        """In 4 of 5 frames at least."""
-        return self.shape is not None and self.shape >= 0.8
-
-
-@dataclass(frozen=True)
-class Track:
-    """The object's course through a video."""
-
-    path: np.ndarray
-    """``[F, 2]`` unwrapped centres (x, y), pixels; frames without object repeat the last."""
-    mask: np.ndarray
-    """``[F, H, W]``, true on the object."""
-
-    @property
-    def area(self) -> np.ndarray:
-        """``[F]`` pixels of the object."""
-        return np.asarray(self.mask.sum(axis=(1, 2)))
+        """Whether `shape` is at least `RIGHT_SHARE`."""
+        return self.shape is not None and self.shape >= RIGHT_SHARE
 
 
 def measure(video: np.ndarray, caption: str = "") -> Quality:
@@ -83,8 +67,8 @@ def measure(video: np.ndarray, caption: str = "") -> Quality:
 
     Args:
         video: ``[F, H, W, 3]``, 0 to 1.
-        caption: what the video should show. Its first colour tells which object to follow,
-            otherwise that of the prevailing colour; what it does not name is not judged.
+        caption: what the video should show. Its first color tells which object to follow,
+            otherwise that of the prevailing color; what it does not name is not judged.
 
     Raises:
         LVSAError: for an array that is no video.
@@ -95,16 +79,16 @@ def measure(video: np.ndarray, caption: str = "") -> Quality:
             f"not {list(video.shape)}"
         )
     asked = asked_by(caption)
-    names = classify(video)
+    labels = classify(video)
     height, width = video.shape[1:3]
-    tracks = [track(names, colour) for colour in asked.colours or (None,)]
+    tracks = [track(labels, color) for color in asked.colors or (None,)]
     found = tracks[0]
     steps = np.diff(smooth(found.path), axis=0)
     span = float((found.path.max(axis=0) - found.path.min(axis=0)).max())
     motion = motion_of(smooth(found.path, 9), MOVING_SPAN * width)
     if len(tracks) == 2 and meets(tracks[0].path, tracks[1].path, np.array([width, height])):
         motion = MEETING
-    judged = len(asked.shapes) == len(asked.colours) > 0
+    judged = len(asked.shapes) == len(asked.colors) > 0
     return Quality(
         frames=len(video),
         frozen=frozen_share(video),
@@ -113,67 +97,10 @@ def measure(video: np.ndarray, caption: str = "") -> Quality:
         span=span / width,
         persistence=persistence(found.area, LEAST_AREA * height * width),
         motion=motion,
-        colour=colour_share(names, asked.colours) if asked.colours else None,
+        color=color_share(labels, asked.colors) if asked.colors else None,
         shape=shape_share(tracks, asked.shapes) if judged else None,
         motion_right=motion == asked.motion if asked.motion else None,
     )
-
-
-def hue(pixels: np.ndarray) -> np.ndarray:
-    """Hue ``[...]`` of colours ``[..., 3]``, radians: the angle around the grey axis."""
-    r, g, b = np.moveaxis(pixels, -1, 0)
-    return np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b)
-
-
-def classify(video: np.ndarray) -> np.ndarray:
-    """For each pixel ``[F, H, W]`` the index of the nearest of `COLOURS` by hue; −1 for grey."""
-    coloured = video.max(axis=-1) - video.min(axis=-1) > CHROMA
-    palette = hue(np.array(list(COLOURS.values())))
-    names = np.full(video.shape[:3], -1)
-    away = np.angle(np.exp(1j * (hue(video[coloured])[:, None] - palette)))
-    names[coloured] = np.abs(away).argmin(axis=1)
-    return names
-
-
-def track(names: np.ndarray, colour: str | None = None) -> Track:
-    """Follows the pixels of one colour, or of the one that most pixels of the video have."""
-    if colour is None:
-        which = int(np.bincount(names[names >= 0], minlength=len(COLOURS)).argmax())
-    else:
-        which = list(COLOURS).index(colour)
-    mask = names == which
-    area = mask.sum(axis=(1, 2))
-    wrapped = np.stack([_centre(mask.sum(axis=1)), _centre(mask.sum(axis=2))], axis=1)
-    size = np.array([names.shape[2], names.shape[1]])
-    present = area >= LEAST_AREA * names[0].size
-    path = np.zeros_like(wrapped)
-    last = None
-    for i in range(len(path)):
-        if not present[i]:
-            path[i] = path[i - 1] if i else 0
-            continue
-        # The first sighting starts the path; later ones go on from it by the shorter way round.
-        if last is None:
-            path[: i + 1] = wrapped[i]
-        else:
-            path[i] = path[i - 1] + (wrapped[i] - wrapped[last] + size / 2) % size - size / 2
-        last = i
-    return Track(path, mask)
-
-
-def _centre(counts: np.ndarray) -> np.ndarray:
-    """Circular mean ``[F]`` of positions 0 … N−1 with weights ``[F, N]``."""
-    n = counts.shape[1]
-    turns = np.exp(2j * np.pi * (np.arange(n) + 0.5) / n)
-    return np.asarray((np.angle(counts @ turns) % (2 * np.pi)) * n / (2 * np.pi))
-
-
-def smooth(path: np.ndarray, width: int = 5) -> np.ndarray:
-    """Mean over a window of ``width`` frames, which takes the jitter out of a path ``[F, 2]``."""
-    if len(path) <= width:
-        return path
-    kernel = np.ones(width) / width
-    return np.stack([np.convolve(axis, kernel, mode="valid") for axis in path.T], axis=1)
 
 
 def frozen_share(video: np.ndarray) -> float:
@@ -199,6 +126,7 @@ def loop_peak(steps: np.ndarray, fallen: float = 0.3) -> float:
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Cosine of the angle between two velocities ``[N, 2]``; 0 where either is 0 throughout."""
     energy = np.sqrt((one**2).sum() * (other**2).sum())
     return float((one * other).sum() / energy) if energy > 0 else 0.0
 
@@ -215,11 +143,11 @@ def persistence(area: np.ndarray, least: float) -> float:
     return float(((area >= max(least, 0.4 * usual)) & (area <= 2.5 * usual)).mean())
 
 
-def colour_share(names: np.ndarray, colours: Sequence[str]) -> float:
-    """Share of frames with every asked colour, together on most of the coloured pixels."""
-    asked = [list(COLOURS).index(colour) for colour in colours]
-    counts = np.stack([(names == i).sum(axis=(1, 2)) for i in range(len(COLOURS))], axis=1)
-    least = LEAST_AREA * names[0].size
+def color_share(labels: np.ndarray, colors: Sequence[str]) -> float:
+    """Share of frames with every asked color, together on most of the colored pixels."""
+    asked = [list(COLORS).index(color) for color in colors]
+    counts = np.stack([(labels == i).sum(axis=(1, 2)) for i in range(len(COLORS))], axis=1)
+    least = LEAST_AREA * labels[0].size
     there = (counts[:, asked] >= least).all(axis=1)
     prevailing = counts[:, list(set(asked))].sum(axis=1) > 0.5 * counts.sum(axis=1)
     return float((there & prevailing).mean())
@@ -230,6 +158,6 @@ def shape_share(tracks: Sequence[Track], shapes: Sequence[str]) -> float:
     right = np.ones(len(tracks[0].path), dtype=bool)
     for found, shape in zip(tracks, shapes, strict=True):
         least = LEAST_AREA * found.mask[0].size
-        for i, (mask, centre) in enumerate(zip(found.mask, found.path, strict=True)):
-            right[i] &= mask.sum() >= least and shape_in(mask, centre) == shape
+        for i, (mask, center) in enumerate(zip(found.mask, found.path, strict=True)):
+            right[i] &= mask.sum() >= least and shape_in(mask, center) == shape
     return float(right.mean())

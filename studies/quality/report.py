@@ -24,13 +24,13 @@ MEASURES = {
     "unasked": "loop peak, drifts only",
     "speed": "path, widths in 81 frames",
     "persistence": "object there",
-    "colour": "colour",
+    "color": "color",
     "shape": "shape",
     "motion_right": "motion right",
 }
 
 HELD = {
-    "colour_right": "colour right",
+    "color_right": "color right",
     "moves": "the shape moves",
     "shape_right": "shape right",
     "motion_right": "motion right",

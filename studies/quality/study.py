@@ -156,7 +156,7 @@ def run(study: Study) -> list[dict[str, Any]]:
                     "seed": seed,
                     "caption": caption,
                     "moves": quality.moves,
-                    "colour_right": quality.colour_right,
+                    "color_right": quality.color_right,
                     "shape_right": quality.shape_right,
                     **asdict(quality),
                 }

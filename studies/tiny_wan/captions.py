@@ -1,11 +1,12 @@
-"""What a clip may show and how its caption says it."""
+"""Captions: what a clip may show and the words that say it."""
 
 import itertools
 import random
 from dataclasses import dataclass
+from functools import cache
 
-# Saturated and far apart in hue, so that the colour of a shape can be measured by hue alone.
-COLOURS: dict[str, tuple[float, float, float]] = {
+# Saturated and far apart in hue, so that the color of a shape can be measured by hue alone.
+COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.92, 0.10, 0.12),
     "green": (0.12, 0.82, 0.18),
     "blue": (0.14, 0.24, 0.95),
@@ -14,8 +15,12 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "cyan": (0.10, 0.85, 0.90),
 }
 SHAPES = ("circle", "square", "triangle", "ring")
-MOTIONS = ("bounces", "circles", "drifts left", "drifts right", "drifts up", "drifts down")
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+"""Steps (x, y) of a drift; y grows downwards."""
+MOTIONS = ("bounces", "circles", *(f"drifts {direction}" for direction in DIRECTIONS))
+"""Motions of one subject."""
 MEETING = "meet"
+"""Motion of two subjects."""
 
 HELD_OUT_SINGLE = 18
 HELD_OUT_MEETING = 2
@@ -23,13 +28,13 @@ HELD_OUT_MEETING = 2
 
 @dataclass(frozen=True)
 class Subject:
-    """A coloured shape; its words are the caption's."""
+    """A colored shape, in the caption's words."""
 
-    colour: str
+    color: str
     shape: str
 
     def __str__(self) -> str:
-        return f"a {self.colour} {self.shape}"
+        return f"a {self.color} {self.shape}"
 
 
 @dataclass(frozen=True)
@@ -47,47 +52,47 @@ class Scene:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a text asks for in the captions' words; parts that it does not name are empty."""
+    """Colors, shapes and motion that a text asks for; parts that it does not name are empty."""
 
-    colours: tuple[str, ...]
+    colors: tuple[str, ...]
     shapes: tuple[str, ...]
     motion: str | None
 
 
 def asked_by(text: str) -> Asked:
-    """Reads any text: colours and shapes in its order, and the motion."""
+    """What a text asks for: its colors and shapes in their order, and the motion."""
     words = text.lower().replace(",", " ").split()
     spaced = f" {' '.join(words)} "
     motions = [motion for motion in (*MOTIONS, MEETING) if f" {motion} " in spaced]
     return Asked(
-        tuple(word for word in words if word in COLOURS),
+        tuple(word for word in words if word in COLORS),
         tuple(word for word in words if word in SHAPES),
         motions[0] if motions else None,
     )
 
 
 def single_scenes() -> list[Scene]:
-    """Every scene of one subject: colours × shapes × motions."""
+    """Every scene of one subject: colors × shapes × motions."""
     return [
-        Scene((Subject(colour, shape),), motion)
-        for colour, shape, motion in itertools.product(COLOURS, SHAPES, MOTIONS)
+        Scene((Subject(color, shape),), motion)
+        for color, shape, motion in itertools.product(COLORS, SHAPES, MOTIONS)
     ]
 
 
 def meeting_scenes() -> list[Scene]:
-    """Every scene of two subjects of different colours, in both orders."""
-    subjects = [Subject(*pair) for pair in itertools.product(COLOURS, SHAPES)]
+    """Every scene of two subjects of different colors, in both orders."""
+    subjects = [Subject(*pair) for pair in itertools.product(COLORS, SHAPES)]
     return [
         Scene((one, other), MEETING)
         for one, other in itertools.product(subjects, subjects)
-        if one.colour != other.colour
+        if one.color != other.color
     ]
 
 
 def held_out() -> list[Scene]:
-    """The 20 scenes that training never shows: 3 of each colour alone, and 2 meetings.
+    """The 20 scenes that training never shows: 3 of each color alone, and 2 meetings.
 
-    Each colour, shape and motion by itself is in training; the combinations are new.
+    Each color, shape and motion by itself is in training; the combinations are new.
     """
     draw = random.Random(2025)
     # The caption of the examples in the documentation stays in training.
@@ -95,19 +100,21 @@ def held_out() -> list[Scene]:
     singles = [scene for scene in single_scenes() if scene != example]
     chosen: list[Scene] = []
     for i in range(HELD_OUT_SINGLE):
-        colour, motion = list(COLOURS)[i % len(COLOURS)], MOTIONS[(i + i // 6) % len(MOTIONS)]
+        color, motion = list(COLORS)[i % len(COLORS)], MOTIONS[(i + i // 6) % len(MOTIONS)]
         fitting = [
             scene
             for scene in singles
-            if scene.subjects[0].colour == colour and scene.motion == motion
+            if scene.subjects[0].color == color and scene.motion == motion
         ]
         chosen.append(draw.choice([scene for scene in fitting if scene not in chosen]))
     return chosen + draw.sample(meeting_scenes(), HELD_OUT_MEETING)
 
 
-def training_scenes(meeting_share: float = 0.2) -> tuple[list[Scene], list[Scene], float]:
-    """Single scenes, meetings, and the share of clips that are meetings; held-out ones removed."""
+@cache
+def training_scenes() -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
+    """Scenes of one subject, and of two, without the held-out ones."""
     kept_out = set(held_out())
-    singles = [scene for scene in single_scenes() if scene not in kept_out]
-    meetings = [scene for scene in meeting_scenes() if scene not in kept_out]
-    return singles, meetings, meeting_share
+    return (
+        tuple(scene for scene in single_scenes() if scene not in kept_out),
+        tuple(scene for scene in meeting_scenes() if scene not in kept_out),
+    )

@@ -1,12 +1,13 @@
 """The model card of the trained pipeline."""
 
 from pathlib import Path
-from typing import Any
 
 from lvsa.launch.models import EMBEDDED
 from lvsa.studies.tiny_wan import checkpoints
-from lvsa.studies.tiny_wan.captions import COLOURS, SHAPES
+from lvsa.studies.tiny_wan.captions import COLORS, SHAPES
+from lvsa.studies.tiny_wan.dit_stage import DiTTraining
 from lvsa.studies.tiny_wan.model import FLOW_SHIFT
+from lvsa.studies.tiny_wan.vae_stage import VAETraining
 
 CARD = """\
 ---
@@ -16,7 +17,7 @@ pipeline_tag: text-to-video
 
 # tiny-wan
 
-A Wan text-to-video pipeline of {millions:.1f} million weights that makes 64×64 video of coloured
+A Wan text-to-video pipeline of {millions:.1f} million weights that makes 64×64 video of colored
 shapes. It has every part of Wan 2.1 (UMT5 text encoder, transformer, causal 3D VAE with 8×
 compression in space and 4× in time, flow matching) and was trained from nothing. It exists to
 check launchers and attention patterns end to end with video that can be looked at and measured,
@@ -27,8 +28,12 @@ from diffusers import WanPipeline
 
 pipe = WanPipeline.from_pretrained("assets/tiny-wan")
 video = pipe(
-    "a red circle bounces", height=64, width=64, num_frames=81,
-    num_inference_steps={steps}, guidance_scale={guidance:g},
+    "a red circle bounces",
+    height=64,
+    width=64,
+    num_frames={video_frames},
+    num_inference_steps={steps},
+    guidance_scale={guidance:g},
 ).frames[0]
 ```
 
@@ -36,7 +41,7 @@ video = pipe(
 
 Clips drawn by a program: one shape, or two that meet, on a dim shaded background.
 
-- Colours: {colours}.
+- Colors: {colors}.
 - Shapes: {shapes}.
 - Motions: bounces, circles, drifts left, right, up or down (out at one edge and in at the other),
   meet.
@@ -68,14 +73,31 @@ how well it keeps to its captions at {video_frames} frames and beyond.
 
 
 def model_card(
-    work: Path, millions: float, mse: float, clips: int, seed: int, machine: str, vae: Any, dit: Any
+    work: Path,
+    millions: float,
+    mse: float,
+    clips: int,
+    seed: int,
+    machine: str,
+    vae: VAETraining,
+    dit: DiTTraining,
 ) -> str:
-    """The card, from the settings of both stages and what their checkpoints say of the run."""
-    vae_state = checkpoints.load(work / "vae.pt") or {"step": 0, "seconds": 0.0}
-    dit_state = checkpoints.load(work / "dit.pt") or {"step": 0, "seconds": 0.0}
+    """Text of the card, from the settings of both stages and their checkpoints.
+
+    Args:
+        work: folder of the checkpoints.
+        millions: of weights in all parts.
+        mse: error of the VAE, pixels in −1 to 1.
+        clips: in the training data.
+        seed: of the training.
+        machine: what it ran on, in words.
+        vae, dit: settings of the stages.
+    """
+    vae_state = checkpoints.require(work / "vae.pt")
+    dit_state = checkpoints.require(work / "dit.pt")
     return CARD.format(
         millions=millions,
-        colours=", ".join(COLOURS),
+        colors=", ".join(COLORS),
         shapes=", ".join(SHAPES),
         frames=dit.frames,
         video_frames=4 * dit.frames - 3,

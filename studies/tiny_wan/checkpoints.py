@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lvsa.errors import LVSAError
 from lvsa.launch.output import written_whole
 
 logger = logging.getLogger(__name__)
@@ -21,5 +22,17 @@ def load(path: Path) -> dict[str, Any] | None:
     """The checkpoint at ``path``, or None where there is none."""
     if not path.exists():
         return None
-    logger.info("going on from %s", path)
+    logger.info("reading %s", path)
     return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def require(path: Path) -> dict[str, Any]:
+    """The checkpoint at ``path``.
+
+    Raises:
+        LVSAError: where there is none.
+    """
+    state = load(path)
+    if state is None:
+        raise LVSAError(f"no checkpoint {path}: the stage that writes it has not run")
+    return state

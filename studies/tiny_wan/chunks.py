@@ -13,8 +13,10 @@ from torch import Tensor, cat
 
 
 def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Lays 3D kernels out with channels innermost: convolutions of clips laid out alike take two
-    thirds of the time on CPUs."""
+    """The VAE itself, its 3D kernels laid out with channels innermost.
+
+    Convolutions of clips that are laid out alike take two thirds of the time on CPUs.
+    """
     for parameter in vae.parameters():
         if parameter.ndim == 5:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
@@ -22,7 +24,7 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 
 def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
-    """``[B, 3, 1 + 4·n, H, W]`` to means and log variances ``[B, 2·z, 1 + n, H/8, W/8]``."""
+    """Means and log variances ``[B, 2·z, 1 + n, H/8, W/8]`` of video ``[B, 3, 1 + 4·n, H, W]``."""
     vae.clear_cache()
     x = patchify(video, vae.config.patch_size or 1)
     x = x.contiguous(memory_format=torch.channels_last_3d)
@@ -38,7 +40,7 @@ def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
 
 
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """``[B, z, 1 + n, h, w]`` to ``[B, 3, 1 + 4·n, 8·h, 8·w]``, not clamped."""
+    """Video ``[B, 3, 1 + 4·n, 8·h, 8·w]``, not clamped, of latents ``[B, z, 1 + n, h, w]``."""
     vae.clear_cache()
     x = vae.post_quant_conv(latents.contiguous(memory_format=torch.channels_last_3d))
     parts = []

@@ -12,12 +12,13 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from lvsa.studies.tiny_wan.captions import COLOURS, MEETING, Scene, training_scenes
+from lvsa.studies.tiny_wan.captions import COLORS, DIRECTIONS, MEETING, Scene, training_scenes
+from lvsa.studies.tiny_wan.shapes import distance
 
 SIZE = 64
 """Height and width of a clip, pixels."""
-
-DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+MEETING_SHARE = 0.2
+"""Share of the training clips that show two subjects."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Clip:
 
     scene: Scene
     paths: np.ndarray
-    """``[S, F, 2]`` centres of the S subjects in F frames, (x, y) in pixels."""
+    """``[S, F, 2]`` centers of the S subjects in F frames, (x, y) in pixels."""
     radii: tuple[float, ...]
     """Half extents of the subjects, pixels."""
     background: np.ndarray
-    """``[2, 3]`` two colours, 0 to 1, shaded from one to the other."""
+    """``[2, 3]`` two colors, 0 to 1, shaded from one to the other."""
     slope: float
     """Direction of the shading, radians."""
 
@@ -50,9 +51,9 @@ def draw_clip(scene: Scene, frames: int, draw: Generator) -> Clip:
         paths = _circle(frames, radii[0], draw)[None]
     else:
         paths = _drift(frames, DIRECTIONS[scene.motion.split()[-1]], draw)[None]
-    # Dim and almost grey: nothing in the background is as saturated as a shape.
-    grey = draw.uniform(0.08, 0.5, size=(2, 1))
-    background = np.clip(grey + draw.uniform(-0.04, 0.04, size=(2, 3)), 0, 1)
+    # Dim and almost gray: nothing in the background is as saturated as a shape.
+    gray = draw.uniform(0.08, 0.5, size=(2, 1))
+    background = np.clip(gray + draw.uniform(-0.04, 0.04, size=(2, 3)), 0, 1)
     return Clip(scene, paths, radii, background, float(draw.uniform(0, 2 * math.pi)))
 
 
@@ -75,10 +76,10 @@ def _circle(frames: int, radius: float, draw: Generator) -> np.ndarray:
     """A round orbit of 12 to 18 pixels, once in 48 to 80 frames, either way."""
     orbit = draw.uniform(12.0, 18.0)
     room = SIZE / 2 - radius - orbit
-    centre = SIZE / 2 + draw.uniform(-max(room, 0.0), max(room, 0.0), size=2)
+    center = SIZE / 2 + draw.uniform(-max(room, 0.0), max(room, 0.0), size=2)
     turn = 2 * math.pi / draw.uniform(48, 80) * draw.choice([-1, 1])
     phase = draw.uniform(0, 2 * math.pi) + turn * np.arange(frames)
-    return centre + orbit * np.stack([np.cos(phase), np.sin(phase)], axis=1)
+    return center + orbit * np.stack([np.cos(phase), np.sin(phase)], axis=1)
 
 
 def _drift(frames: int, direction: tuple[int, int], draw: Generator) -> np.ndarray:
@@ -102,25 +103,24 @@ def _meet(frames: int, radii: tuple[float, ...], draw: Generator) -> np.ndarray:
     period = draw.uniform(40, 64)
     triangle = _reflect(draw.uniform(0, period) + np.arange(frames), 0, period / 2) / (period / 2)
     gap = closest + (farthest - closest) * triangle
-    centre = SIZE / 2 + (middle - SIZE / 2) * 0.3
+    center = SIZE / 2 + (middle - SIZE / 2) * 0.3
     offset = 0.5 * gap[:, None] * way
-    return np.stack([centre - offset, centre + offset])
+    return np.stack([center - offset, center + offset])
 
 
 def random_clip(frames: int, draw: Generator) -> Clip:
     """A clip of a scene from the training set."""
-    singles, meetings, share = _TRAINING
-    scenes = meetings if draw.random() < share else singles
+    singles, meetings = training_scenes()
+    scenes = meetings if draw.random() < MEETING_SHARE else singles
     return draw_clip(scenes[int(draw.integers(len(scenes)))], frames, draw)
-
-
-_TRAINING = training_scenes()
 
 
 def render(clips: list[Clip], first: int = 0, frames: int | None = None) -> Tensor:
     """Pixels ``[B, 3, F, 64, 64]`` of clips, −1 to 1, edges smooth over a pixel.
 
-    ``first`` and ``frames`` choose a stretch of the clips.
+    Args:
+        clips: of one length.
+        first, frames: the stretch of the clips to render; by default the whole.
     """
     return torch.stack([_render(clip, first, frames or clip.frames) for clip in clips])
 
@@ -134,32 +134,15 @@ def _render(clip: Clip, first: int, frames: int) -> Tensor:
     picture = one[:, None, None] * (1 - blend) + other[:, None, None] * blend
     video = picture[:, None].repeat(1, frames, 1, 1)
     for subject, path, radius in zip(clip.scene.subjects, clip.paths, clip.radii, strict=True):
-        centre = torch.tensor(path[first : first + frames], dtype=torch.float32)
+        center = torch.tensor(path[first : first + frames], dtype=torch.float32)
         # Distances on the torus; only drifting shapes come near enough to an edge to wrap.
-        dx = _wrapped(x - centre[:, 0, None, None])
-        dy = _wrapped(y - centre[:, 1, None, None])
+        dx = _wrapped(x - center[:, 0, None, None])
+        dy = _wrapped(y - center[:, 1, None, None])
         cover = (0.5 - distance(subject.shape, dx, dy, radius)).clamp(0, 1)
-        colour = torch.tensor(COLOURS[subject.colour])[:, None, None, None]
-        video = video * (1 - cover) + colour * cover
+        color = torch.tensor(COLORS[subject.color])[:, None, None, None]
+        video = video * (1 - cover) + color * cover
     return video * 2 - 1
 
 
 def _wrapped(distance: Tensor) -> Tensor:
     return (distance + SIZE / 2) % SIZE - SIZE / 2
-
-
-def distance(shape: str, dx: Tensor, dy: Tensor, radius: float) -> Tensor:
-    """Signed distance to the outline of a shape, pixels; negative inside.
-
-    ``dx`` and ``dy`` lead from the shape's centroid to the pixels; ``radius`` is its half extent.
-    """
-    if shape == "circle":
-        return (dx * dx + dy * dy).sqrt() - radius
-    if shape == "ring":
-        return ((dx * dx + dy * dy).sqrt() - 0.75 * radius).abs() - 0.27 * radius
-    if shape == "square":
-        return torch.maximum(dx.abs(), dy.abs()) - 0.86 * radius
-    # A triangle that stands on its base: the farthest outside any of its three sides.
-    side = math.sqrt(0.75)
-    slanted = side * dx.abs() - 0.5 * dy
-    return torch.maximum(slanted, dy) - 0.52 * radius

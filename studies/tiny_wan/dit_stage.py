@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lvsa.studies.tiny_wan import checkpoints, processor, text
 from lvsa.studies.tiny_wan.latents import Latents
@@ -17,53 +16,48 @@ from lvsa.studies.tiny_wan.model import (
     build_tokenizer,
     build_transformer,
 )
-from lvsa.studies.tiny_wan.muon import optimisers
-from lvsa.studies.tiny_wan.progress import Progress
+from lvsa.studies.tiny_wan.muon import optimizers
+from lvsa.studies.tiny_wan.stage import Stage, StageSettings
 
 logger = logging.getLogger(__name__)
 
-# Steps of the scheduler, which counts noise from 0 to 1000.
 TIMESTEPS = 1000
-# Embeddings, and layers at either end of the transformer, train better by AdamW.
-PLAIN = ("shared", "relative_attention_bias", "table", "patch_embedding", "proj_out", "time_")
+"""Timestep of pure noise, as the scheduler counts."""
+ADAMW_PARTS = ("shared", "relative_attention_bias", "table", "patch_embedding", "proj_out", "time_")
+"""Matrices that AdamW trains better than Muon: embeddings, and either end of the transformer."""
 
 
-@dataclass(frozen=True)
-class DiTTraining:
+@dataclass(frozen=True, kw_only=True)
+class DiTTraining(StageSettings):
     """Settings of the second stage."""
 
     steps: int = 7000
-    """Optimiser steps."""
-    minutes: float | None = None
-    """Time after which the stage ends although steps are left."""
+    batch: int = 10
+    """Clips in a step; short clips come in batches of as many latent frames."""
+    rate: float = 2e-3
+    save_every: int = 100
     short_share: float = 0.15
-    """Leading share on short clips, which teach what shapes and colours look like."""
+    """Leading share on short clips, which teach what shapes and colors look like."""
     short_frames: int = 4
     """Latent frames of the short clips."""
     frames: int = 21
     """Latent frames of the others: the training horizon."""
-    batch: int = 10
-    """Clips in a step; short clips come in batches of as many latent frames."""
     heads: int = 4
     """Attention heads."""
     head_dim: int = 40
     """Channels of a head."""
     layers: int = 6
     """Transformer blocks."""
-    rate: float = 2e-3
-    """Highest learning rate."""
     text_dropout: float = 0.12
     """Share of clips whose caption is left out, for guidance."""
     average: float = 0.998
     """Decay of the running mean of the weights."""
-    save_every: int = 100
-    """Steps between checkpoints."""
     sample_every: int = 1000
     """Steps between sample pictures."""
 
 
 class Denoiser(nn.Module):
-    """Text encoder and transformer, which train together."""
+    """Text encoder and transformer, trained together."""
 
     def __init__(self, settings: DiTTraining, vocabulary: int) -> None:
         super().__init__()
@@ -75,14 +69,15 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.transformer.proj_out.bias)
 
     def forward(self, noisy: Tensor, timestep: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Predicted velocity ``[B, z, T, h, w]`` of noisy latents, for texts ``[B, L]``."""
         rows, self.processor.bias = text.embed(self.text_encoder, ids, mask)
         return self.transformer(noisy, timestep, rows, return_dict=False)[0]
 
 
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
-    """Noise levels ``[count]``: evenly spread over the scheduler's own, by its shift.
+    """Noise levels ``[count]``, distributed as the scheduler's own by its shift.
 
-    Stratified, so that no batch consists of easy levels only.
+    Stratified, so that every batch has high and low levels.
     """
     uniform = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     uniform = uniform[torch.randperm(count, generator=generator)]
@@ -92,7 +87,13 @@ def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
 def flow_loss(
     model: Denoiser, clean: Tensor, ids: Tensor, mask: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Mean squared error of the predicted velocity, noise minus data."""
+    """Mean squared error of the predicted velocity, noise minus data.
+
+    Args:
+        clean: latents ``[B, z, T, h, w]``.
+        ids, mask: tokens of the captions ``[B, L]``.
+        generator: draws noise levels and noise.
+    """
     sigma = draw_sigmas(clean.shape[0], generator).to(clean.device)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     level = sigma.view(-1, 1, 1, 1, 1)
@@ -103,7 +104,10 @@ def flow_loss(
 
 
 class RunningMean:
-    """Exponential mean of a model's weights; short at first, so that early saves are of use."""
+    """Exponential mean of a model's weights.
+
+    Its decay rises to the given one, so that early means do not consist of the first weights.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -111,6 +115,7 @@ class RunningMean:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
+        """Takes in the weights after a step, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
             self.values[name].lerp_(value, 1 - decay)
@@ -126,8 +131,14 @@ def train_dit(
 ) -> None:
     """Trains or goes on training; leaves ``dit.pt`` in ``work``.
 
-    ``preview`` is called with the number of steps every ``sample_every`` steps and at the end,
-    right after a checkpoint.
+    Args:
+        settings: of the stage.
+        data: latents and captions.
+        work: folder of the checkpoint.
+        seed: of weights, batches and noise.
+        device: where to train.
+        preview: called with the number of steps every ``sample_every`` steps and at the end, right
+            after a checkpoint.
     """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
@@ -137,20 +148,13 @@ def train_dit(
     which = torch.tensor([position[caption] for caption in data.captions])
     model = Denoiser(settings, len(tokenizer)).to(device)
     mean = RunningMean(model, settings.average)
-    chosen = optimisers(model.named_parameters(), settings.rate, 0.02, PLAIN)
-    first, seconds = 0, 0.0
-    if state := checkpoints.load(work / "dit.pt"):
-        model.load_state_dict(state["model"])
-        mean.values = {k: v.to(device) for k, v in state["mean"].items()}
-        for optimiser, saved in zip(chosen, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        first, seconds = state["step"], state["seconds"]
-    stage = Progress(settings.steps, settings.minutes, seconds)
-    bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="dit")
-    running = 0.0
-    for step in bar:
+    chosen = optimizers(model.named_parameters(), settings.rate, 0.02, ADAMW_PARTS)
+    stage = Stage("dit", model, chosen, settings, work)
+    if stage.restored:
+        mean.values = {k: v.to(device) for k, v in stage.restored["mean"].items()}
+    for step in stage.steps():
         generator = torch.Generator().manual_seed(seed * 7919 + step)
-        short = stage.share(step) < settings.short_share
+        short = stage.share < settings.short_share
         frames = min(settings.short_frames if short else settings.frames, data.values.shape[2])
         count = max(1, settings.batch * settings.frames // frames if short else settings.batch)
         clips = torch.randint(len(which), (count,), generator=generator)
@@ -159,49 +163,22 @@ def train_dit(
         prompts = which[clips].clone()
         prompts[torch.rand(count, generator=generator) < settings.text_dropout] = len(captions) - 1
         longest = int(mask[prompts].sum(dim=1).max())
-        loss = flow_loss(
-            model,
-            clean,
-            ids[prompts, :longest].to(device),
-            mask[prompts, :longest].to(device),
-            generator,
-        )
-        model.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        stage.set_rate(chosen, settings.rate, step)
-        for optimiser in chosen:
-            optimiser.step()
+        tokens = (x[prompts, :longest].to(device) for x in (ids, mask))
+        stage.descend(flow_loss(model, clean, *tokens, generator))
         mean.update(model, step)
-        value = float(loss.detach())
-        running = value if step == first else 0.98 * running + 0.02 * value
-        if step % 10 == 0:
-            bar.set_postfix(loss=f"{running:.4f}")
-        last = step + 1 == settings.steps or stage.share(step + 1) == 1.0
-        sampled = last or (step + 1) % settings.sample_every == 0
-        if sampled or (step + 1) % settings.save_every == 0:
-            checkpoints.save(
-                {
-                    "model": model.state_dict(),
-                    "mean": mean.values,
-                    "optimisers": [optimiser.state_dict() for optimiser in chosen],
-                    "step": step + 1,
-                    "seconds": stage.seconds,
-                },
-                work / "dit.pt",
-            )
-            logger.info("dit step %d: %d frames, loss %.4f", step + 1, frames, running)
+        sampled = stage.due(settings.sample_every)
+        if sampled or stage.due(settings.save_every):
+            stage.save(mean=mean.values)
         if sampled:
-            preview(step + 1)
-        if last:
-            break
+            preview(stage.step)
 
 
 def load_denoiser(settings: DiTTraining, vocabulary: int, work: Path) -> Denoiser:
-    """The trained model, with the running mean of its weights."""
-    state = checkpoints.load(work / "dit.pt")
-    if state is None:
-        raise FileNotFoundError(f"no transformer in {work}; the second stage has not run")
+    """The trained model, with the running mean of its weights, in evaluation mode.
+
+    Raises:
+        LVSAError: where there is no checkpoint of the stage.
+    """
     model = Denoiser(settings, vocabulary)
-    model.load_state_dict(state["mean"])
+    model.load_state_dict(checkpoints.require(work / "dit.pt")["mean"])
     return model.eval()

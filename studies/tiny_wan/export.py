@@ -1,4 +1,4 @@
-"""Training's checkpoints as a directory that `WanPipeline.from_pretrained` loads."""
+"""Export of the checkpoints of training as a folder that `WanPipeline.from_pretrained` loads."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def assemble(settings: DiTTraining, data: Latents, work: Path) -> WanPipeline:
-    """The pipeline of the trained parts, in single precision."""
+    """The pipeline of the trained parts, in float32."""
     vae = load_vae(work, torch.device("cpu"))
     vae.register_to_config(latents_mean=data.mean.tolist(), latents_std=data.std.tolist())
     tokenizer = build_tokenizer()
@@ -28,7 +28,11 @@ def assemble(settings: DiTTraining, data: Latents, work: Path) -> WanPipeline:
 
 
 def export(pipe: WanPipeline, folder: Path, card: str) -> int:
-    """Writes the pipeline and its model card, whole or not at all; gives the size in bytes."""
+    """Writes the pipeline and its model card, whole or not at all.
+
+    Returns:
+        Size of the folder in bytes.
+    """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     pipe.save_pretrained(part, safe_serialization=True)

@@ -1,4 +1,4 @@
-"""The second stage's data: clips drawn once and kept as the VAE's latents."""
+"""Data of the second stage: clips drawn once and kept as latents of the VAE."""
 
 import logging
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from tqdm import tqdm
 
+from lvsa.errors import LVSAError
 from lvsa.studies.tiny_wan import checkpoints, chunks
 from lvsa.studies.tiny_wan.clips import random_clip, render
 
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 SHARD = 200
 """Clips in a file."""
 BATCH = 10
+"""Clips encoded at once."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class Latents:
     """``[N, z, T, h, w]`` in half precision."""
     captions: list[str]
     mean: Tensor
-    """``[z]`` of the latents as the VAE gives them."""
+    """Mean ``[z]`` of the latents as the VAE gives them."""
     std: Tensor
-    """``[z]``."""
+    """Standard deviation ``[z]`` of the same."""
 
 
 @torch.no_grad()
@@ -55,10 +57,14 @@ def write_latents(
 
 
 def read_latents(work: Path) -> Latents:
-    """All clips in ``work/latents``; the first file gives the mean and the deviation."""
+    """All clips in ``work/latents``; the first file gives mean and standard deviation.
+
+    Raises:
+        LVSAError: where there are none.
+    """
     paths = sorted((work / "latents").glob("*.pt"))
     if not paths:
-        raise FileNotFoundError(f"no latents in {work / 'latents'}")
+        raise LVSAError(f"no latents in {work / 'latents'}: write_latents makes them")
     files = [torch.load(path, weights_only=True) for path in paths]
     sample = files[0]["latents"].float()
     mean = sample.mean(dim=(0, 2, 3, 4))

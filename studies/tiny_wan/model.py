@@ -15,7 +15,9 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from lvsa.studies.tiny_wan.captions import meeting_scenes, single_scenes
 
 Z_DIM = 8
+"""Channels of the latents."""
 TEXT_DIM = 64
+"""Channels of the text encoder."""
 FLOW_SHIFT = 5.0
 """Shift of noise levels towards noise, as Wan 2.1 uses at 720p; in training as in sampling."""
 
@@ -37,7 +39,7 @@ def build_vae(base_dim: int = 16) -> AutoencoderKLWan:
         scale_factor_temporal=4,
     )
     # Latents start almost free of noise. With the default's variance of about 1 the noise drowns
-    # what the encoder says before the decoder has learnt to listen, and training stays there.
+    # what the encoder says before the decoder has learned to listen, and training stays there.
     with torch.no_grad():
         vae.quant_conv.weight[Z_DIM:].zero_()
         vae.quant_conv.bias[Z_DIM:].fill_(-5.0)
@@ -45,9 +47,9 @@ def build_vae(base_dim: int = 16) -> AutoencoderKLWan:
 
 
 def build_tokenizer(captions: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer whose merges come from the captions.
+    """A byte-level BPE tokenizer whose merges come from captions, by default all there can be.
 
-    Each common word is one token; any other text is spelt in bytes.
+    Each of their words is one token; any other text is spelled in bytes.
     """
     if captions is None:
         captions = [scene.caption for scene in single_scenes() + meeting_scenes()]
@@ -75,6 +77,12 @@ def build_tokenizer(captions: Iterable[str] | None = None) -> PreTrainedTokenize
 
 
 def build_text_encoder(vocabulary: int, layers: int = 2) -> UMT5EncoderModel:
+    """A UMT5 encoder of few layers.
+
+    Args:
+        vocabulary: size of the tokenizer's.
+        layers: number of blocks.
+    """
     return UMT5EncoderModel(
         UMT5Config(
             vocab_size=vocabulary,
@@ -89,6 +97,7 @@ def build_text_encoder(vocabulary: int, layers: int = 2) -> UMT5EncoderModel:
 
 
 def build_transformer(heads: int = 4, head_dim: int = 40, layers: int = 6) -> WanTransformer3DModel:
+    """A Wan transformer on patches of 1 × 2 × 2 latents."""
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=heads,
@@ -110,6 +119,7 @@ def build_pipeline(
     text_encoder: UMT5EncoderModel,
     transformer: WanTransformer3DModel,
 ) -> WanPipeline:
+    """The pipeline of the four parts with a flow-matching scheduler, in evaluation mode."""
     return WanPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder.eval(),

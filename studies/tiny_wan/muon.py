@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Coefficients of the quintic iteration that brings singular values near 1 in five rounds.
 QUINTIC = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the iteration that brings singular values near 1 in five rounds."""
 
 
 @torch.no_grad()
-def orthogonalised(matrices: Tensor, rounds: int = 5) -> Tensor:
+def orthogonalized(matrices: Tensor, rounds: int = 5) -> Tensor:
     """Matrices ``[..., M, N]`` with their singular values brought to between about 0.7 and 1.2.
 
-    In bfloat16, whose error is far below that range's width.
+    Computes in bfloat16, whose error is far below that range's width.
     """
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else matrices.mT
@@ -45,6 +45,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Updates all parameters by their gradients; ``closure`` is not called."""
         for group in self.param_groups:
             rate, decay = group["lr"], group["weight_decay"]
             # Matrices of one shape go through the iteration together: few large products.
@@ -59,25 +60,29 @@ class Muon(torch.optim.Optimizer):
                 ahead = parameter.grad.lerp(kept, group["momentum"]).flatten(1)
                 stacks.setdefault(ahead.shape, []).append((parameter, ahead))
             for shape, members in stacks.items():
-                updates = orthogonalised(torch.stack([ahead for _, ahead in members]))
+                updates = orthogonalized(torch.stack([ahead for _, ahead in members]))
                 scale = 0.2 * max(shape) ** 0.5
                 for (parameter, _), update in zip(members, updates, strict=True):
                     parameter.mul_(1 - rate * decay)
                     parameter.add_(update.reshape(parameter.shape), alpha=-rate * scale)
 
 
-def optimisers(
-    named: Iterable[tuple[str, Tensor]], rate: float, weight_decay: float, plain: tuple[str, ...]
+def optimizers(
+    named: Iterable[tuple[str, Tensor]], rate: float, weight_decay: float, adamw: tuple[str, ...]
 ) -> list[torch.optim.Optimizer]:
-    """Muon for matrices and kernels, AdamW for the rest.
+    """Muon for matrices and kernels, and AdamW for the rest.
 
-    ``plain`` names what AdamW takes though it is a matrix: embeddings and the like.
+    Args:
+        named: parameters with their names.
+        rate: learning rate.
+        weight_decay: of Muon.
+        adamw: parts of names whose parameters go to AdamW although they are matrices.
     """
     matrices: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in named:
         matrix = parameter.ndim >= 2 and parameter.flatten(1).shape[1] > 1
-        matrix = matrix and parameter.shape[0] > 1 and not any(part in name for part in plain)
+        matrix = matrix and parameter.shape[0] > 1 and not any(part in name for part in adamw)
         (matrices if matrix else rest).append(parameter)
     return [
         Muon(matrices, lr=rate, weight_decay=weight_decay),

@@ -1,4 +1,4 @@
-"""Wan's attention for training: the same values in fewer operations on short sequences.
+"""Attention of Wan for training: the same values in fewer operations on short sequences.
 
 Queries, keys and values meet in plain matrix products. On CPUs these take half the time of the
 fused kernel's forward and backward in half precision at a few hundred tokens.
@@ -12,7 +12,11 @@ from torch import Tensor
 
 
 class TrainingProcessor:
-    """Self- and cross-attention of Wan; set `bias` for the text before each forward."""
+    """Self- and cross-attention of Wan.
+
+    Attributes:
+        bias: of the text's logits, from `text.embed`; to be set before each forward.
+    """
 
     def __init__(self) -> None:
         self.bias: Tensor | None = None
@@ -43,7 +47,7 @@ class TrainingProcessor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns neighbouring channels of ``[B, L, H, D]`` by the angles of their positions."""
+    """Rotary embedding: turns pairs of channels of ``[B, L, H, D]`` by angles ``[1, L, 1, D]``."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     c, s = cos[..., 0::2].to(x.dtype), sin[..., 1::2].to(x.dtype)
     return torch.stack([even * c - odd * s, even * s + odd * c], dim=-1).flatten(-2)

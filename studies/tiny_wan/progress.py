@@ -1,4 +1,4 @@
-"""How far a stage has come, in steps or in minutes, and the learning rate that goes with it."""
+"""Progress of a stage, in steps or in minutes, and the learning rate that goes with it."""
 
 import math
 import time
@@ -7,12 +7,18 @@ from collections.abc import Iterable
 import torch
 
 WARMUP_STEPS = 60
+"""Steps over which the learning rate rises."""
 
 
 class Progress:
     """Share of a stage that is done: of its steps, or of its minutes if those run out sooner.
 
-    A slow machine thus ends in time with the learning rate where it belongs.
+    So the learning rate falls to its end also on a machine that is too slow for all steps.
+
+    Args:
+        steps: of the stage.
+        minutes: it may take; None for as many as it needs.
+        seconds_before: taken by earlier runs.
     """
 
     def __init__(self, steps: int, minutes: float | None, seconds_before: float) -> None:
@@ -21,22 +27,22 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Time in this stage, with what earlier runs of it took."""
+        """Time spent on this stage, with that of earlier runs."""
         return time.monotonic() - self._begun
 
     def share(self, step: int) -> float:
-        """From 0 to 1 after ``step`` steps."""
+        """Share that is done after ``step`` steps, 0 to 1."""
         share = step / self.steps
         if self.minutes is not None:
             share = max(share, self.seconds / (60 * self.minutes))
         return min(1.0, share)
 
     def set_rate(
-        self, optimisers: Iterable[torch.optim.Optimizer], highest: float, step: int
+        self, optimizers: Iterable[torch.optim.Optimizer], highest: float, step: int
     ) -> None:
-        """A straight rise over the first steps, then half a cosine down to a fiftieth."""
+        """Sets the learning rate: a linear rise, then half a cosine down to a fiftieth."""
         rise = min(1.0, (step + 1) / WARMUP_STEPS)
         fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.share(step)))
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
                 group["lr"] = highest * rise * fall

@@ -10,7 +10,13 @@ from lvsa.launch.output import written_whole
 
 
 def save_sheet(videos: Tensor, path: Path, columns: int = 9) -> None:
-    """Writes ``[B, 3, F, H, W]``, −1 to 1, as a PNG of B rows of up to ``columns`` frames."""
+    """Writes clips as a PNG, a clip a row.
+
+    Args:
+        videos: ``[B, 3, F, H, W]``, −1 to 1.
+        path: of the file.
+        columns: frames of a clip, evenly chosen, if it has as many.
+    """
     frames = videos.shape[2]
     chosen = torch.linspace(0, frames - 1, min(columns, frames)).round().long()
     # A dark line between pictures, which shows where a shape leaves its own.

@@ -1,6 +1,6 @@
-"""Text for training: what the pipeline would give the transformer, without its 500 blank rows.
+"""Text for training: what `WanPipeline` gives the transformer, without some 500 blank rows.
 
-`WanPipeline` fills the text up to 512 rows with zeros and masks none of them. The blank rows
+The pipeline fills the text up to 512 rows with zeros and masks none of them. The blank rows
 have the same key and the same value, so one blank row whose logit is raised by the logarithm of
 their number takes their place exactly.
 """
@@ -18,13 +18,14 @@ ROWS = 512
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Token ids and mask ``[B, L]``, padded to the longest caption."""
+    """Token ids and their mask, both ``[B, L]``, padded to the longest caption."""
     found = tokenizer(list(captions), padding="longest", return_tensors="pt")
     return found.input_ids, found.attention_mask
 
 
 def embed(encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Text rows ``[B, L + 1, D]`` and what to add to their logits ``[B, 1, 1, L + 1]``."""
+    """Text rows ``[B, L + 1, D]``, the last one blank, and the bias ``[B, 1, 1, L + 1]`` of their
+    logits."""
     rows = encoder(ids, mask).last_hidden_state * mask[..., None]
     rows = F.pad(rows, (0, 0, 0, 1))
     bias = torch.zeros(ids.shape[0], ids.shape[1] + 1, device=ids.device)

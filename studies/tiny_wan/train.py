@@ -43,7 +43,7 @@ class Training:
     """Train the tiny Wan pipeline from nothing."""
 
     work: Path
-    """Folder for checkpoints, latents and sample pictures; a few hundred MB."""
+    """Folder for checkpoints, latents and sample pictures; takes a few hundred MB."""
     out: Path = Path("assets/tiny-wan")
     """Folder that the pipeline is written to."""
     seed: int = 0
@@ -64,7 +64,11 @@ class Training:
     """Denoising steps of the sample pictures."""
 
     def check(self) -> None:
-        """Raises LVSAError for settings that cannot work."""
+        """Checks the settings.
+
+        Raises:
+            LVSAError: for one that cannot work.
+        """
         if self.vae.frames < 1 or self.vae.frames % 4 != 1:
             raise LVSAError(
                 f"--vae.frames is {self.vae.frames}; it must be 1 more than a multiple of 4, "
@@ -88,7 +92,11 @@ class Training:
 
 
 def train(settings: Training) -> Path:
-    """Runs all stages and gives the folder of the pipeline."""
+    """Runs all stages.
+
+    Returns:
+        Folder of the finished pipeline.
+    """
     settings.check()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -47,7 +47,7 @@ def test_frozen_looping_and_good_clips_are_told_apart() -> None:
     assert loop.frozen == 0 and loop.moves and loop.loop > 0.95
     assert good.frozen == 0 and good.moves and good.loop < 0.6
     for found in (still, loop, good):
-        assert found.colour == 1 and found.colour_right and found.persistence == 1
+        assert found.color == 1 and found.color_right and found.persistence == 1
 
 
 def test_freezing_is_counted_by_frame() -> None:
@@ -82,27 +82,27 @@ def test_a_vanished_object_is_missed() -> None:
     video[60:] = 0.3
     found = measure(video, "red")
     assert found.persistence == pytest.approx(0.75)
-    assert found.colour == pytest.approx(0.75) and not found.colour_right
+    assert found.color == pytest.approx(0.75) and not found.color_right
 
 
 def test_nothing_to_see_gives_zeros() -> None:
     found = measure(np.full((9, 64, 64, 3), 0.4), "red")
-    assert (found.frozen, found.persistence, found.colour, found.path) == (1, 0, 0, 0)
+    assert (found.frozen, found.persistence, found.color, found.path) == (1, 0, 0, 0)
 
 
-@pytest.mark.parametrize("colour", quality.COLOURS)
-def test_every_colour_is_told_from_every_other(colour: str) -> None:
-    video = video_of(np.full((1, 2, 2), 30.0), (Subject(colour, "square"),))
-    right = {asked: measure(video, asked).colour for asked in quality.COLOURS}
-    assert right == {asked: float(asked == colour) for asked in quality.COLOURS}
+@pytest.mark.parametrize("color", quality.COLORS)
+def test_every_color_is_told_from_every_other(color: str) -> None:
+    video = video_of(np.full((1, 2, 2), 30.0), (Subject(color, "square"),))
+    right = {asked: measure(video, asked).color for asked in quality.COLORS}
+    assert right == {asked: float(asked == color) for asked in quality.COLORS}
 
 
-def test_both_colours_of_a_meeting_must_be_there() -> None:
+def test_both_colors_of_a_meeting_must_be_there() -> None:
     paths = np.array([[[16.0, 32.0]] * 2, [[48.0, 32.0]] * 2])
     both = video_of(paths, (RED, Subject("cyan", "square")))
-    assert measure(both, "red cyan").colour == 1
-    assert measure(both, "red blue").colour == 0
-    assert measure(video_of(paths[:1]), "red cyan").colour == 0
+    assert measure(both, "red cyan").color == 1
+    assert measure(both, "red blue").color == 0
+    assert measure(video_of(paths[:1]), "red cyan").color == 0
 
 
 def test_what_a_caption_asks_for() -> None:
@@ -166,7 +166,7 @@ def test_evaluate_measures_files(tmp_path: Path) -> None:
     rows = evaluate.evaluate(evaluate.Evaluation(videos, caption="a red circle", out=out))
     moving, still = (found for _, found in rows)
     assert moving.frames == still.frames == 41
-    assert moving.frozen < 0.1 and moving.moves and moving.colour_right
+    assert moving.frozen < 0.1 and moving.moves and moving.color_right
     assert still.frozen > 0.9 and not still.moves
     assert [row["video"] for row in json.loads(out.read_text())] == [str(v) for v in videos]
     assert "moving.mp4" in evaluate.table(rows).splitlines()[1]
@@ -187,11 +187,11 @@ def test_report_replaces_what_is_between_its_marks(tmp_path: Path) -> None:
         "seed": 0,
         "caption": "a red circle bounces",
         "moves": True,
-        "colour_right": True,
+        "color_right": True,
         "frozen": 0.0,
         "loop": 0.5,
         "persistence": 1.0,
-        "colour": 1.0,
+        "color": 1.0,
         "shape_right": True,
         "motion_right": False,
         "shape": 1.0,
@@ -208,7 +208,7 @@ def test_report_replaces_what_is_between_its_marks(tmp_path: Path) -> None:
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     # Paths of 1 and 3 widths in 160 steps are 0.5 and 1.5 in 80.
     assert "| 2× | dense | 2 | 0.00 ± 0.00 | 0.50 ± 0.00 | – | 1.00 ± 0.50 |" in text
-    assert "colour right in 1 (100%)" in text and "motion right in 0 (0%)" in text
+    assert "color right in 1 (100%)" in text and "motion right in 0 (0%)" in text
     drift = {**results[1], "caption": "a red circle drifts up", "loop": 0.1}
     report.write([*results, drift], tmp_path, 21)
     # Loops count over all videos, and over those alone that should have none.

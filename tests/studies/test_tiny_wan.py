@@ -37,7 +37,7 @@ def test_held_out_captions_are_not_in_training() -> None:
     assert not set(kept_out) & set(singles + meetings)
     assert "a red circle bounces" in {scene.caption for scene in singles}
     subjects = [subject for scene in singles for subject in scene.subjects]
-    assert {subject.colour for subject in subjects} == set(captions.COLOURS)
+    assert {subject.color for subject in subjects} == set(captions.COLORS)
     assert {subject.shape for subject in subjects} == set(captions.SHAPES)
     assert {scene.motion for scene in singles} == set(captions.MOTIONS)
 
@@ -51,7 +51,7 @@ def test_drawn_clips_do_what_their_captions_say(motion: str) -> None:
     video = clips.render([clip])
     assert video.shape == (1, 3, 81, 64, 64) and video.abs().max() <= 1
     found = measure(((video[0] + 1) / 2).permute(1, 2, 3, 0).numpy(), scene.caption)
-    assert found.moves and found.colour == 1 and found.persistence == 1
+    assert found.moves and found.color == 1 and found.persistence == 1
     assert found.shape == 1 and found.motion_right
     if motion.startswith("drifts"):
         dx, dy = (clip.paths[0, 1] - clip.paths[0, 0] + 32) % 64 - 32
@@ -154,7 +154,7 @@ def test_sigmas_are_the_scheduler_s() -> None:
 
 def test_muon_s_update_is_nearly_orthogonal() -> None:
     for shape in ((8, 30), (30, 8)):
-        x = muon.orthogonalised(torch.randn(*shape, generator=torch.Generator().manual_seed(0)))
+        x = muon.orthogonalized(torch.randn(*shape, generator=torch.Generator().manual_seed(0)))
         values = torch.linalg.svdvals(x)
         assert x.shape == shape and values.min() > 0.5 and values.max() < 1.3
 
@@ -163,26 +163,26 @@ def test_muon_learns_a_linear_map() -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     layer, target = torch.nn.Linear(8, 8), torch.randn(8, 8, generator=generator)
-    optimisers = muon.optimisers(layer.named_parameters(), 0.15, 0.0, ())
+    optimizers = muon.optimizers(layer.named_parameters(), 0.15, 0.0, ())
     losses = []
     for _ in range(150):
         x = torch.randn(64, 8, generator=generator)
         loss = (layer(x) - x @ target).square().mean()
         layer.zero_grad()
         loss.backward()
-        for optimiser in optimisers:
-            optimiser.step()
+        for optimizer in optimizers:
+            optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.02 * losses[0]
 
 
 def test_rate_rises_then_falls_and_time_can_run_out() -> None:
-    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     rates = []
     stage = Progress(steps=400, minutes=None, seconds_before=0)
     for step in range(400):
-        stage.set_rate([optimiser], 2.0, step)
-        rates.append(optimiser.param_groups[0]["lr"])
+        stage.set_rate([optimizer], 2.0, step)
+        rates.append(optimizer.param_groups[0]["lr"])
     top = int(np.argmax(rates))
     assert abs(top - WARMUP_STEPS) <= 1 and rates[0] < 0.1 and rates[-1] < 0.05
     assert Progress(steps=400, minutes=1, seconds_before=61).share(3) == 1
@@ -290,7 +290,7 @@ def test_trained_vae_gives_clips_back(trained: WanPipeline) -> None:
     with torch.no_grad():
         code = trained.vae.encode(video).latent_dist.mode()
         back = trained.vae.decode(code).sample
-    # A grey picture of the right brightness has an error of about 0.08.
+    # A gray picture of the right brightness has an error of about 0.08.
     assert (back - video).square().mean() < 0.003
     # The first latent frame, of one video frame, speaks as the others do, of four.
     still = video[:, :, :1].expand(-1, -1, 5, -1, -1)
@@ -300,7 +300,7 @@ def test_trained_vae_gives_clips_back(trained: WanPipeline) -> None:
 
 
 @assets
-def test_trained_pipeline_shows_the_colour_that_it_was_asked_for(trained: WanPipeline) -> None:
+def test_trained_pipeline_shows_the_color_that_it_was_asked_for(trained: WanPipeline) -> None:
     pipe = copy.copy(trained)
     prompts = ["a red circle bounces", "a blue square drifts left"]
     found = pipe(
@@ -316,5 +316,5 @@ def test_trained_pipeline_shows_the_colour_that_it_was_asked_for(trained: WanPip
     assert found.shape == (2, 21, 3, 64, 64)
     for prompt, video in zip(prompts, found, strict=True):
         quality = measure(video.permute(0, 2, 3, 1).float().numpy(), prompt)
-        assert quality.colour is not None and quality.colour > 0.5
+        assert quality.color is not None and quality.color > 0.5
         assert quality.shape is not None and quality.shape > 0.5
