@@ -1,4 +1,4 @@
-"""Measures videos of colored shapes: freezing, looping, motion, persistence and fidelity.
+"""Evaluation of video files of colored shapes: freezing, looping, motion and fidelity.
 
 python studies/quality/evaluate.py clip.mp4 --caption "a red circle bounces"
 """
@@ -32,7 +32,7 @@ class Evaluation:
     """Video files, mp4 or anything else that imageio reads."""
     caption: str | None = None
     """What the videos should show; its colors, shapes and motion are looked for."""
-    out: Path | None = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None
     """JSON file for the measures."""
 
 
@@ -52,7 +52,7 @@ def read_video(path: Path) -> np.ndarray:
 
 
 def table(rows: Sequence[tuple[str, Quality]]) -> str:
-    """Measures as text, a video a line."""
+    """Text table of the measures, a video a line."""
     width = max(len("video"), *(len(name) for name, _ in rows))
     lines = ["video".ljust(width) + "".join(f"{column:>13}" for column in COLUMNS)]
     for name, quality in rows:
@@ -68,15 +68,19 @@ def _cell(value: float | str | None) -> str:
 
 
 def evaluate(settings: Evaluation) -> list[tuple[str, Quality]]:
-    """Measures all videos; writes the JSON file if one is asked for."""
+    """Name and measures of every video; writes the JSON file if one is asked for.
+
+    Raises:
+        LVSAError: for no video, or one that cannot be read.
+    """
     if not settings.videos:
         raise LVSAError("no video given; usage: python studies/quality/evaluate.py VIDEO…")
     rows = [
         (str(path), measure(read_video(path), settings.caption or "")) for path in settings.videos
     ]
-    if settings.out is not None:
+    if settings.output is not None:
         measures = [{"video": n, **asdict(q)} for n, q in rows]
-        with written_whole(settings.out) as part:
+        with written_whole(settings.output) as part:
             part.write_text(json.dumps(measures, indent=2) + "\n")
     return rows
 

@@ -1,4 +1,4 @@
-"""The quality study's table and plot, from its results."""
+"""Report of the quality study: its table and plot, from the results alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from lvsa.errors import LVSAError
 from lvsa.launch.output import written_whole
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+"""Marks in ``quality.md`` between which the results stand."""
 ORDER = (
     "drawn clips",
     "dense",
@@ -21,48 +22,57 @@ ORDER = (
 MEASURES = {
     "frozen": "frozen pairs",
     "loop": "loop peak",
-    "unasked": "loop peak, drifts only",
-    "speed": "path, widths in 81 frames",
+    "drift_loop": "loop peak, drifts only",
+    "path_81": "path, widths in 81 frames",
     "persistence": "object there",
     "color": "color",
     "shape": "shape",
     "motion_right": "motion right",
 }
-
-HELD = {
+"""Columns of the table and panels of the plot: measure and label."""
+COUNTED = {
     "color_right": "color right",
     "moves": "the shape moves",
     "shape_right": "shape right",
     "motion_right": "motion right",
 }
-"""What holds or does not for a video, counted at the horizon."""
+"""Properties that a video has or lacks, counted at the horizon."""
 
 Result = dict[str, Any]
 
 
 def values(results: Sequence[Result], measure: str) -> list[float]:
-    """A measure of each video to which it applies.
+    """Values of a measure for the videos to which it applies.
 
-    ``speed`` is the path's length for 80 steps from frame to frame; ``unasked`` the loop peak where
-    the caption asks for a drift, which never comes back the way it went.
+    ``path_81`` is the path's length in 81 frames, which are 80 steps; ``drift_loop`` the loop peak
+    of videos whose caption asks for a drift, which repeats nothing.
     """
-    if measure == "speed":
+    if measure == "path_81":
         return [float(r["path"]) * 80 / (r["frames"] - 1) for r in results]
-    if measure == "unasked":
+    if measure == "drift_loop":
         return [float(r["loop"]) for r in results if " drifts " in r["caption"]]
     return [float(r[measure]) for r in results]
 
 
 def spread(found: Sequence[float]) -> str:
-    """Mean ± standard deviation."""
+    """Mean ± standard deviation as text."""
     return f"{np.mean(found):.2f} ± {np.std(found):.2f}" if found else "–"
 
 
 def write(results: Sequence[Result], docs: Path, horizon: int) -> None:
-    """Puts the tables into ``quality.md`` between its marks, and the plot beside it."""
+    """Puts the results into ``quality.md`` between its marks, and the plot beside it.
+
+    Args:
+        results: of the study, a video each.
+        docs: folder of the page.
+        horizon: latent frames that the model was trained on.
+
+    Raises:
+        LVSAError: for no results, or a page without the marks.
+    """
     if not results:
         raise LVSAError("no results yet; run the study first")
-    text = "\n\n".join(part for part in (_horizon(results, horizon), _beyond(results, horizon)))
+    text = f"{_at_horizon(results, horizon)}\n\n{_beyond(results, horizon)}"
     page = docs / "quality.md"
     old = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
     if BEGIN not in old or END not in old:
@@ -73,24 +83,26 @@ def write(results: Sequence[Result], docs: Path, horizon: int) -> None:
     plot(results, docs / "quality-beyond.png", horizon)
 
 
-def _horizon(results: Sequence[Result], horizon: int) -> str:
+def _at_horizon(results: Sequence[Result], horizon: int) -> str:
+    """Counts and means of dense attention at the horizon, in a paragraph."""
     found = [r for r in results if r["latent_frames"] == horizon and r["variant"] == "dense"]
     if not found:
         return "The horizon was not measured."
     n = len(found)
     counts = ", ".join(
         f"{label} in {sum(r[key] for r in found)} ({sum(r[key] for r in found) / n:.0%})"
-        for key, label in HELD.items()
+        for key, label in COUNTED.items()
     )
     means = ", ".join(
         f"{label} {spread(values(found, measure))}"
         for measure, label in MEASURES.items()
-        if measure not in HELD
+        if measure not in COUNTED
     )
     return f"At the horizon, over {n} videos of held-out captions: {counts}. Means: {means}."
 
 
 def _beyond(results: Sequence[Result], horizon: int) -> str:
+    """Table of all other lengths, a row for each length and kind of attention."""
     lengths = sorted({r["latent_frames"] for r in results} - {horizon})
     lines = [
         "| length | attention | videos | " + " | ".join(MEASURES.values()) + " |",
@@ -108,7 +120,7 @@ def _beyond(results: Sequence[Result], horizon: int) -> str:
 
 
 def plot(results: Sequence[Result], path: Path, horizon: int) -> None:
-    """One panel a measure: mean over videos against length, bars for the spread."""
+    """Draws a panel for each measure: mean over videos against length, with standard deviation."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Measures the tiny Wan's video at its training horizon and beyond it, dense and with LVSA.
+"""Study of the tiny Wan's video at its training horizon and beyond it, dense and with LVSA.
 
     python studies/quality/study.py --part all
 
@@ -70,11 +70,12 @@ class Study:
 
     @property
     def results(self) -> Path:
+        """File of the results."""
         return self.docs / "quality-results.json"
 
 
 def attention(pipe: WanPipeline, variant: str, frames: int) -> AbstractContextManager[Any]:
-    """LVSA on the pipeline for a length in video frames; nothing for dense attention."""
+    """Context in which the pipeline has a variant's attention, for a number of video frames."""
     settings = VARIANTS[variant]
     if settings is None:
         return nullcontext()
@@ -104,7 +105,7 @@ def generate(
 
 
 def cells(study: Study) -> Iterator[tuple[str, int, int, list[str]]]:
-    """Variant, latent frames, seed and captions of each batch; whole seeds one after another."""
+    """Variant, latent frames, seed and captions of each batch, one seed after the other."""
     captions = [scene.caption for scene in held_out()]
     if study.part in ("all", "horizon"):
         for seed, half in itertools.product(range(2), (captions[:10], captions[10:])):
@@ -118,7 +119,7 @@ def cells(study: Study) -> Iterator[tuple[str, int, int, list[str]]]:
 
 
 def drawn(captions: list[str], seed: int, latent: int) -> Tensor:
-    """What the training data would look like at this length, as from `generate`."""
+    """Drawn clips ``[B, F, 3, 64, 64]``, 0 to 1: what the training data would be at this length."""
     scenes = {scene.caption: scene for scene in held_out()}
     clips = [
         draw_clip(scenes[caption], 4 * latent - 3, np.random.default_rng([99, seed, i]))
@@ -128,7 +129,7 @@ def drawn(captions: list[str], seed: int, latent: int) -> Tensor:
 
 
 def run(study: Study) -> list[dict[str, Any]]:
-    """Generates and measures what the results lack, and gives all of them."""
+    """All results, after generating and measuring those that were missing."""
     results: list[dict[str, Any]] = []
     if study.results.exists():
         results = json.loads(study.results.read_text())
@@ -171,7 +172,7 @@ def run(study: Study) -> list[dict[str, Any]]:
 
 
 def picture(variant: str, latent: int, seed: int, captions: list[str]) -> str:
-    """Name of a batch's contact sheet, a caption a row."""
+    """File name of a batch's contact sheet."""
     if latent == HORIZON:
         half = 1 if captions[0] == held_out()[0].caption else 2
         return f"horizon-seed{seed}-{half}.png"

@@ -163,8 +163,8 @@ def train_dit(
         prompts = which[clips].clone()
         prompts[torch.rand(count, generator=generator) < settings.text_dropout] = len(captions) - 1
         longest = int(mask[prompts].sum(dim=1).max())
-        tokens = (x[prompts, :longest].to(device) for x in (ids, mask))
-        stage.descend(flow_loss(model, clean, *tokens, generator))
+        texts, there = (x[prompts, :longest].to(device) for x in (ids, mask))
+        stage.descend(flow_loss(model, clean, texts, there, generator))
         mean.update(model, step)
         sampled = stage.due(settings.sample_every)
         if sampled or stage.due(settings.save_every):
