@@ -19,7 +19,6 @@ from lvsa.launch.config import GenerateConfig, parse
 from lvsa.launch.inputs import call_arguments
 from lvsa.launch.job import Job, make_job, without_effect
 from lvsa.launch.meter import StepTimer, Stopwatch
-from lvsa.launch.models import load_pipeline
 from lvsa.launch.output import output_stem, write_record, write_video
 from lvsa.launch.picture import draw_pattern
 from lvsa.launch.record import make_record, rank_facts
@@ -31,6 +30,7 @@ from lvsa.launch.runtime import (
     set_up_logging,
     start,
 )
+from lvsa.launch.weights import load_pipeline
 
 logger = logging.getLogger("lvsa.launch.generate")
 

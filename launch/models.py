@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from lvsa.adapters import get_adapter, known_adapters
 from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.known import Defaults, KnownModel
-from lvsa.errors import LVSAError, UnknownModel
+from lvsa.errors import UnknownModel
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class ModelSource:
     name: str
     folder: Path
     on_hub: bool = False
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
     variant: str | None = None
     """Pipeline class to load it into, where that is not the one in its index."""
 
@@ -129,34 +131,6 @@ def _skeleton_part(folder: Path, library: str | None, class_name: str | None) ->
         return cls.from_pretrained(folder)
     with torch.device("meta"):
         return cls.from_config(cls.load_config(folder))
-
-
-def load_pipeline(
-    source: ModelSource, dtype: torch.dtype, adapter: ModelAdapter, encodes: bool = True
-) -> Any:
-    """The pipeline with its weights, on the CPU.
-
-    Args:
-        source: from `find_model`.
-        dtype: of the weights.
-        adapter: names the components that stay in float32 whatever the dtype.
-        encodes: whether this rank encodes texts and images; one that does not leaves those
-            networks, often the largest, on the disk.
-
-    Raises:
-        LVSAError: where weights are missing or broken.
-    """
-    parts = {"default": dtype, **dict.fromkeys(adapter.float32_components, torch.float32)}
-    origin = source.name if source.on_hub else source.folder
-    absent = {} if encodes else {name: None for name in ENCODERS if name in source.index}
-    pipeline = getattr(diffusers, source.pipeline_class)
-    try:
-        pipe = pipeline.from_pretrained(origin, dtype=parts, **absent)
-    except OSError as error:
-        raise LVSAError(f"--model {source.name}: {error}") from error
-    if adapter.tiled_vae:
-        pipe.vae.enable_tiling()
-    return pipe
 
 
 def defaults_for(source: ModelSource, adapter: ModelAdapter, skeleton: Any) -> Defaults | None:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from lvsa.errors import CommunicationError, RankMismatch
+from lvsa.fingerprint import fingerprint, fingerprint_of_weights
 
 
 def group_rank(group: dist.ProcessGroup | None) -> int:
@@ -74,13 +75,6 @@ def check_agreement(
         )
 
 
-def fingerprint(tensor: Tensor) -> Tensor:
-    """Three float64 numbers ``[3]`` that change with the values, and with their order."""
-    x = tensor.detach().flatten().to(torch.float64)
-    ramp = torch.arange(1, x.numel() + 1, dtype=torch.float64, device=x.device)
-    return torch.stack([x.sum(), x.square().sum(), (x * ramp.remainder(1009)).sum()])
-
-
 def check_replicated(tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> None:
     """Stops every rank where a tensor that all must share bit for bit differs among them.
 
@@ -94,8 +88,7 @@ def check_replicated(tensors: Mapping[str, Tensor], group: dist.ProcessGroup | N
     mine = torch.stack([fingerprint(tensor) for tensor in tensors.values()])
     everyone = mine.new_empty((group_size(group), *mine.shape))
     all_gather(everyone.flatten(0, 1), mine, group)
-    same = (everyone == everyone[:1]) | (everyone.isnan() & everyone[:1].isnan())
-    differs = ~same.all(-1)
+    differs = (everyone != everyone[:1]).any(-1)
     problems = [
         f"{name} (rank {', '.join(map(str, differs[:, i].nonzero().flatten().tolist()))})"
         for i, name in enumerate(tensors)
@@ -107,3 +100,43 @@ def check_replicated(tensors: Mapping[str, Tensor], group: dist.ProcessGroup | N
             + "; ".join(problems)
             + ". Draw the noise and encode the prompt on one rank and broadcast them"
         )
+
+
+def check_weights(modules: Mapping[str, nn.Module], group: dist.ProcessGroup | None) -> None:
+    """Stops every rank where a module's weights, merged LoRAs included, differ among the ranks.
+
+    Reads all weights once and sends a few bytes: once a session.
+
+    Raises:
+        RankMismatch: on all ranks alike, naming the tensors that differ from those of rank 0.
+    """
+    if group_size(group) == 1:
+        return
+    mine = {
+        f"{name}.{key}": tuple(numbers)
+        for name, module in modules.items()
+        for key, numbers in zip(_tensor_names(module), _numbers(module), strict=True)
+    }
+    everyone: list[Any] = [None] * group_size(group)
+    dist.all_gather_object(everyone, mine, group=group)
+    problems = []
+    for rank, theirs in enumerate(everyone):
+        keys = sorted({*everyone[0], *theirs})
+        different = [key for key in keys if everyone[0].get(key) != theirs.get(key)]
+        if different:
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            problems.append(f"  rank {rank}: {', '.join(different[:3])}{more}")
+    if problems:
+        raise RankMismatch(
+            "ranks hold other weights than rank 0; load the same checkpoint and LoRAs on all:\n"
+            + "\n".join(problems)
+        )
+
+
+def _tensor_names(module: nn.Module) -> list[str]:
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return [name for name, tensor in named if tensor.device.type != "meta"]
+
+
+def _numbers(module: nn.Module) -> list[list[int]]:
+    return fingerprint_of_weights(module).view(-1, 2).tolist()

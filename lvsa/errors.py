@@ -35,3 +35,11 @@ class RankMismatch(LVSAError):
 
 class CommunicationError(RuntimeError):
     """A collective failed or timed out; the message names the rank and the operation."""
+
+
+class NonFiniteError(LVSAError):
+    """Latents or frames that hold infinity or not-a-number."""
+
+
+class CheckpointError(LVSAError):
+    """A checkpoint whose files are missing, broken, or of another model."""
