@@ -16,10 +16,11 @@ from lvsa.adapters.install.enable import enable
 from lvsa.adapters.install.replication import Replication
 from lvsa.comm import check_agreement
 from lvsa.launch.config import GenerateConfig, parse
+from lvsa.launch.encoder import check_encoder, write_video
 from lvsa.launch.inputs import call_arguments
 from lvsa.launch.job import Job, make_job, without_effect
 from lvsa.launch.meter import StepTimer, Stopwatch
-from lvsa.launch.output import output_stem, write_record, write_video
+from lvsa.launch.output import output_stem, write_record
 from lvsa.launch.picture import draw_pattern
 from lvsa.launch.record import make_record, rank_facts
 from lvsa.launch.report import report
@@ -63,6 +64,7 @@ def run(config: GenerateConfig, runtime: Runtime) -> Any:
     if config.dry_run:
         return None
 
+    runtime.together(lambda: check_encoder() if runtime.first else None)
     seconds = Stopwatch()
     pipe = runtime.together(
         lambda: load_pipeline(job.source, job.dtype, job.adapter, runtime.first)

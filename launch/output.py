@@ -1,17 +1,19 @@
-"""Files that are written whole or not at all: the video and its record."""
+"""Files that are written whole or not at all, and the names of those that a job writes."""
 
 import json
 import os
 import platform
 import re
+import secrets
+import signal
+import threading
+import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import imageio
-import numpy as np
 import torch
 
 import lvsa
@@ -19,48 +21,93 @@ from lvsa.errors import LVSAError
 from lvsa.launch.config import GenerateConfig
 from lvsa.launch.inputs import Request
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "imageio")
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "imageio-ffmpeg")
+# What a job writes, side by side under one name.
+SUFFIXES = (".mp4", ".json", ".mask.png")
+LONGEST = max(map(len, SUFFIXES))
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class OutputError(LVSAError):
+    """A file that cannot be written; what was there before is untouched."""
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place when all went well, else vanishes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A new file beside ``path`` that takes its place when all went well, else vanishes.
 
+    It is empty at first, has the suffix of ``path``, a name that nobody can foresee, and the
+    permissions that the umask gives. It is on the disk before it replaces anything. A link at
+    ``path`` is itself replaced; what it points to stays as it is. Signals that end the program end
+    the block like an exception.
 
-def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
-    """An H.264 mp4.
-
-    Args:
-        path: of the file.
-        frames: ``[F, H, W, 3]`` in 0 … 1.
-        fps: frames per second.
+    Raises:
+        OutputError: where the operating system refuses; names the path and the cause.
     """
-    # Macro blocks of one pixel: otherwise frames are scaled to multiples of 16, unasked.
-    form = {"codec": "libx264", "quality": 8, "macro_block_size": 1}
-    with (
-        written_whole(path) as temporary,
-        imageio.get_writer(temporary, format="FFMPEG", fps=fps, **form) as writer,
-    ):
-        # Frame by frame: a long video in float32 is large enough once.
-        for frame in frames:
-            writer.append_data((frame.clip(0, 1) * 255).round().astype(np.uint8))
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _signals_raise():
+            try:
+                _create(temporary)
+                yield temporary
+                _flush(temporary)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {error.strerror or error}") from error
+    # The file is in place; not every file system can flush a folder.
+    with suppress(OSError):
+        _flush(path.parent)
+
+
+def _create(path: Path) -> None:
+    """Makes an empty file; opens none that exists and follows no link (OSError)."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or a folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Signals that end a program as exceptions, so that clean-up runs; a second one is ignored.
+
+    Those that somebody handles otherwise stay theirs.
+    """
+
+    def leave(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    usual = {}
+    if threading.current_thread() is threading.main_thread():
+        usual = {number: signal.getsignal(number) for number in ENDING}
+    ours = [n for n, h in usual.items() if h in (signal.SIG_DFL, signal.default_int_handler)]
+    try:
+        for number in ours:
+            signal.signal(number, leave)
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, usual[number])
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """A JSON file beside the video."""
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a result may depend on."""
+    """Versions of everything that a result may depend on."""
     found = {"python": platform.python_version(), "lvsa": lvsa.__version__}
     found.update({name: version(name) for name in PACKAGES})
     if torch.version.cuda:
@@ -69,23 +116,64 @@ def versions() -> dict[str, str]:
 
 
 def output_stem(config: GenerateConfig, request: Request) -> Path:
-    """Where the output goes, without suffix.
+    """Path of the output without suffix, checked for every file that the job will write.
 
     Raises:
-        LVSAError: for a name that is no file name, or a folder that cannot be written to.
+        LVSAError: for a name that is no file name, is too long, or is a folder's; and for an
+            output folder in which no file can be made.
     """
     folder, name = config.output_dir, config.output_name
     if name is None:
         words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:48].strip("-")
         name = f"{words or 'video'}-{request.seed}"
-    if not name or Path(name).name != name:
-        raise LVSAError(
-            f"--output-name is {name!r}; it must be a file name without folders (--output-dir)"
-        )
+    if name.lower().endswith(".mp4"):
+        name = name[: -len(".mp4")]
+    _check_name(name)
+    if "\0" in str(folder):
+        raise LVSAError(f"--output-dir is {str(folder)!r}; no path holds a NUL character")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _check_length(name, os.pathconf(folder, "PC_NAME_MAX"))
+        for suffix in SUFFIXES:
+            _check_replaceable(folder / f"{name}{suffix}")
+        # A trial as long as the longest name to come, which may be too long for the whole path.
+        trial = folder / f"{name}.{secrets.token_hex(LONGEST)[: LONGEST - 1]}"
+        _create(trial)
+        trial.unlink()
     except OSError as error:
-        raise LVSAError(f"--output-dir {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise LVSAError(f"--output-dir {folder} cannot be written to")
-    return folder / name.removesuffix(".mp4")
+        raise LVSAError(
+            f"--output-dir {folder}: no file can be made there: {error.strerror}"
+        ) from error
+    return folder / name
+
+
+def _check_name(name: str) -> None:
+    """Refuses what is no plain file name, with the nearest one that is."""
+    unwritable = [c for c in name if c in "/\\" or unicodedata.category(c) in ("Cc", "Cs")]
+    if unwritable or name != name.strip() or not name.strip("."):
+        nearest = "".join("-" if c in unwritable else c for c in name).strip(" .-") or "video"
+        raise LVSAError(
+            f"--output-name is {name!r}; it must be a file name: no folders (--output-dir), no "
+            f"control characters, no space at its ends, not only dots. Nearest: {nearest!r}"
+        )
+
+
+def _check_length(name: str, limit: int) -> None:
+    """Refuses a name that is too long with a suffix, in bytes, as file systems count."""
+    encoded, room = os.fsencode(name), limit - LONGEST
+    if len(encoded) > room:
+        nearest = encoded[:room].decode(errors="ignore")
+        raise LVSAError(
+            f"--output-name has {len(encoded)} bytes; with its suffixes at most {room} are "
+            f"allowed there. Nearest: {nearest!r}"
+        )
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuses what a file cannot, or should not, take the place of."""
+    if path.is_dir():
+        raise LVSAError(f"{path} is a folder, which no file replaces; give another --output-name")
+    if path.exists() and not path.is_file():
+        raise LVSAError(
+            f"{path} exists and is no ordinary file; remove it or give another --output-name"
+        )

@@ -16,7 +16,6 @@ from lvsa.launch.config import GenerateConfig, parse
 from lvsa.launch.job import make_job, without_effect
 from lvsa.launch.meter import StepTimer
 from lvsa.launch.models import find_model
-from lvsa.launch.output import output_stem, written_whole
 from lvsa.launch.picture import draw_pattern
 from lvsa.launch.runtime import pick_device, start
 from lvsa.pattern import dense
@@ -202,34 +201,6 @@ def test_an_unknown_checkpoint_takes_after_its_family(model, caplog):
     request = job(model).request
     assert (request.steps, request.fps) == (50, 16)
     assert "is not a checkpoint known here" in caplog.text
-
-
-def test_files_are_written_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "folder" / "file.txt"
-    with written_whole(target) as temporary:
-        temporary.write_text("all of it")
-        assert not target.exists()
-    assert target.read_text() == "all of it"
-    with pytest.raises(RuntimeError), written_whole(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert target.read_text() == "all of it"
-    assert [p.name for p in target.parent.iterdir()] == ["file.txt"]
-
-
-def test_names_of_the_output(model, tmp_path):
-    def stem(*more):
-        made = job(model, "--output-dir", str(tmp_path), *more)
-        return output_stem(made.config, made.request)
-
-    assert stem("--prompt", "A red, RED circle!", "--seed", "4").name == "a-red-red-circle-4"
-    assert stem("--prompt", "…").name == "video-0"
-    assert stem("--output-name", "clip.mp4").name == "clip"
-    with pytest.raises(LVSAError, match="must be a file name without folders"):
-        stem("--output-name", "a/b")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(LVSAError, match="--output-dir"):
-        stem("--output-dir", str(tmp_path / "file"))
 
 
 def test_devices(monkeypatch):

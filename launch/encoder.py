@@ -1,0 +1,86 @@
+"""The mp4 that a job writes: encoded by ffmpeg, tagged, and read back before it is kept."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from lvsa.launch.ffmpeg import FFmpegError, count_frames, running
+from lvsa.launch.output import OutputError, written_whole
+
+logger = logging.getLogger(__name__)
+
+# Frames are full-range RGB. What is not tagged, players take for BT.601 or BT.709 by its size: so
+# one matrix is applied, and named. The flags after it keep every level within one of 255.
+TO_BT709 = (
+    "scale=in_range=pc:out_range=tv:out_color_matrix=bt709"
+    ":flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+)
+TAGS = "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
+# x264's constant rate factor: 0 is lossless, 51 the worst.
+CRF = 10
+
+
+def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
+    """An H.264 mp4 in BT.709 and limited range, its index first so that it plays while it loads.
+
+    Args:
+        path: of the file.
+        frames: ``[F, H, W, 3]`` in 0 … 1.
+        fps: frames per second.
+
+    Raises:
+        OutputError: where ffmpeg fails for whatever reason, where not all frames can be read back,
+            or where a pixel is not a number. A file of that name stays as it was.
+    """
+    with written_whole(path) as temporary:
+        try:
+            _encode(temporary, frames, fps)
+        except FFmpegError as error:
+            raise OutputError(f"{path} could not be written: {error}") from error
+
+
+def check_encoder() -> None:
+    """Encodes two small frames, so that what is missing is missed before the work, not after it.
+
+    Raises:
+        FFmpegError: where ffmpeg or its H.264 encoder is missing or does not work.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _encode(Path(folder) / "check.mp4", np.zeros((2, 16, 16, 3), np.float32), 8)
+        except FFmpegError as error:
+            raise FFmpegError(f"no video can be written here: {error}") from error
+
+
+def _encode(path: Path, frames: np.ndarray, fps: float) -> None:
+    height, width = frames.shape[1:3]
+    pixels = "yuv420p"
+    if height % 2 or width % 2:
+        # Half the colour resolution, which every player takes, needs even sizes.
+        pixels = "yuv444p"
+        logger.warning(
+            "%d × %d pixels (width × height) is odd: the mp4 keeps full colour resolution "
+            "(yuv444p), which some players do not show",
+            width,
+            height,
+        )
+    arguments = [
+        "-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{width}x{height}",
+        "-framerate", str(fps), "-i", "pipe:0",
+        "-vf", f"{TO_BT709},format={pixels},{TAGS}", "-c:v", "libx264", "-crf", str(CRF),
+        "-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709",
+        "-color_trc", "bt709", "-movflags", "+faststart", "-f", "mp4", "-y", f"file:{path}",
+    ]  # fmt: skip
+    with running(arguments, writing=True) as ffmpeg:
+        # Frame by frame: a long video in float32 is large enough once.
+        for number, frame in enumerate(frames):
+            if not np.isfinite(frame).all():
+                raise OutputError(f"frame {number} of the video holds values that are not numbers")
+            ffmpeg.pipe.write((frame.clip(0, 1) * 255).round().astype(np.uint8).tobytes())
+    readable = count_frames(path)
+    if readable != len(frames):
+        raise FFmpegError(
+            f"ffmpeg reported success, but of {len(frames)} frames {readable} can be read back"
+        )
