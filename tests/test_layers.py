@@ -22,7 +22,14 @@ FORBIDDEN = {
 # The one call that needs models is offered by the package, and loaded when it is asked for.
 LAZY = {("lvsa/__init__.py", "lvsa.adapters.install.enable")}
 MOST_LINES = 320
+MOST_LINES_OF_A_TEST = 400
+TOO_LONG = {"tests/adapters/test_cogvideox.py", "tests/lvsa/test_exchange.py"}  # to be cut
 STANDARD = sys.stdlib_module_names
+# Folders whose files are run as scripts: each is then first on the path of imports.
+SCRIPTS = sorted(
+    {path.parent for layer in LAYERS for path in (ROOT / layer).rglob("*.py")
+     if "__main__" in path.read_text()}
+)  # fmt: skip
 
 
 def modules(layer):
@@ -149,12 +156,16 @@ def test_the_package_loads_torch_and_models_only_when_asked():
     assert loaded.stdout.strip() == "[]"
 
 
-def test_no_file_in_launch_hides_a_standard_module():
-    """`launch/` is first on the path of a script that is run from it."""
-    names = {path.stem for path in (ROOT / "launch").glob("*.py")}
-    names |= {path.name for path in (ROOT / "launch").iterdir() if path.is_dir()}
+@pytest.mark.parametrize("folder", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_file_hides_a_standard_module(folder):
+    names = {path.stem for path in folder.glob("*.py")}
+    names |= {path.name for path in folder.iterdir() if path.is_dir()}
     assert "__init__" in names
     assert not names & STANDARD
+
+
+def test_the_folders_of_scripts_are_found():
+    assert {ROOT / "launch", *(ROOT / "studies").glob("[a-z]*/")} == set(SCRIPTS)
     assert {"queue", "types", "logging"} <= STANDARD
 
 
@@ -165,3 +176,27 @@ def test_modules_are_short_and_say_what_they_are_for(layer):
         relative = path.relative_to(ROOT).as_posix()
         assert len(source.splitlines()) <= MOST_LINES, relative
         assert not source.strip() or ast.get_docstring(ast.parse(source)), relative
+
+
+def test_tests_lie_in_folders_of_the_codes_names():
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")}
+    assert folders == {*LAYERS, "support"}
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert len(tests) > len(LAYERS)
+    assert {path.parent.name for path in tests} == {*LAYERS, "tests"}
+
+
+def test_tests_are_short():
+    lines = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines())
+        for path in (ROOT / "tests").rglob("*.py")
+    }
+    assert {file for file, n in lines.items() if n > MOST_LINES_OF_A_TEST} <= TOO_LONG
+
+
+def test_one_package_by_links():
+    """Each folder beside lvsa/ is linked in it: no list of stubs or of packages beside that."""
+    links = {path.name for path in (ROOT / "lvsa").iterdir() if path.is_symlink()}
+    assert links == {*LAYERS, "assets"} - {"lvsa"}
+    assert all((ROOT / "lvsa" / name).samefile(ROOT / name) for name in links)
+    assert not (ROOT / "typings").exists()
