@@ -18,7 +18,7 @@ from lvsa.backends import Backend, get_backend
 from lvsa.comm import all_gather, check_agreement, group_rank, group_size, wait
 from lvsa.errors import LVSAError, SequenceError
 from lvsa.exchange import Exchange, get_exchange
-from lvsa.merge import AttentionState, merge, merge_all
+from lvsa.merge import AttentionState, merge_all
 from lvsa.pattern import Pattern
 from lvsa.shards import FrameGrid, Shards
 
@@ -101,7 +101,7 @@ class LVSAttention:
         )
         self.group, self.device = group, torch.device(device)
         self.rank, self.world = group_rank(group), group_size(group)
-        self.backend = get_backend(backend) if isinstance(backend, str) else backend
+        self.backend = get_backend(backend, device) if isinstance(backend, str) else backend
         self.exchange_type = get_exchange(exchange)
         self._exchanges: OrderedDict[tuple[Pattern, FrameGrid], Exchange[Any]] = OrderedDict()
         self.configure(pattern, grid)
@@ -165,13 +165,16 @@ class LVSAttention:
         self._check(q_BLHD, k_BLHD, v_BLHD)
         text_out = None if text is None else self._start_text(text, k_BLHD, v_BLHD, scale)
         state: AttentionState | None = None
+        offset = self.pattern.offset(self.step)
+        to_come = len(self.exchange.plans[offset].blocks)
         before = self.exchange.received_bytes
-        for block in self.exchange.stream(k_BLHD, v_BLHD, self.pattern.offset(self.step)):
-            part = self.backend.attend(q_BLHD, *block, scale)
-            state = part if state is None else merge(state, part)
+        for block in self.exchange.stream(k_BLHD, v_BLHD, offset):
+            to_come -= 1
+            more = to_come > 0 or text is not None
+            state = self.backend.attend(q_BLHD, *block, scale, state, more)
         assert state is not None, "a stream begins with the rank's own shard"
         if text is not None:
-            state = merge(state, self._attend_text(q_BLHD, text, scale))
+            state = self._attend_text(q_BLHD, text, scale, state)
         self.received.calls += 1
         self.received.kv_bytes += self.exchange.received_bytes - before
         finished = None if text_out is None else text_out.finish().to(q_BLHD.dtype)
@@ -193,14 +196,26 @@ class LVSAttention:
                     "in dimension 1. Set it up again for this size and frame count"
                 )
 
-    def _attend_text(self, q_BLHD: Tensor, text: TextTokens, scale: float | None) -> AttentionState:
-        """Any queries over all valid text."""
-        if text.valid is None:
-            return self.backend.attend_all(q_BLHD, text.k_BXHD, text.v_BXHD, scale)
+    def _attend_text(
+        self,
+        q_BLHD: Tensor,
+        text: TextTokens,
+        scale: float | None,
+        state: AttentionState,
+        more: bool = False,
+    ) -> AttentionState:
+        """``state`` with any queries' attention over all valid text merged into it."""
+        _, k, v, valid = text
+        if valid is None:
+            return self.backend.attend_all(q_BLHD, k, v, scale, state, more)
         states = []
-        for b, positions in enumerate(text.valid):
-            k, v = (x[b : b + 1].index_select(1, positions) for x in (text.k_BXHD, text.v_BXHD))
-            states.append(self.backend.attend_all(q_BLHD[b : b + 1], k, v, scale))
+        for b, positions in enumerate(valid):
+            one = slice(b, b + 1)
+            k_1CHD, v_1CHD = (x[one].index_select(1, positions) for x in (k, v))
+            part = AttentionState(*(x[one] for x in state))
+            states.append(self.backend.attend_all(q_BLHD[one], k_1CHD, v_1CHD, scale, part, more))
+        if len(states) == 1:
+            return states[0]
         outs, lses = zip(*states, strict=True)
         return AttentionState(torch.cat(outs), torch.cat(lses))
 
@@ -208,11 +223,12 @@ class LVSAttention:
         self, text: TextTokens, k_BLHD: Tensor, v_BLHD: Tensor, scale: float | None
     ) -> "_TextOutput":
         """Text queries over the local video, sent to all ranks while the video is attended."""
-        q = text.q_BXHD
-        state = self.backend.attend_all(q, k_BLHD, v_BLHD, scale)
-        if self.rank == 0:
-            # Every rank holds the text; one of them counts it.
-            state = merge(state, self._attend_text(q, text, scale))
+        q, travels = text.q_BXHD, self.world > 1
+        # Every rank holds the text; one of them counts it.
+        counts = self.rank == 0
+        state = self.backend.attend_all(q, k_BLHD, v_BLHD, scale, more=counts or travels)
+        if counts:
+            state = self._attend_text(q, text, scale, state, more=travels)
         return _TextOutput(state, self.group, self.received)
 
 

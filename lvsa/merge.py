@@ -1,11 +1,12 @@
 """Exact merging of attention over disjoint sets of keys.
 
-A partial is softmax attention over some of the keys together with the log-sum-exp of its scores.
+A state is softmax attention over some of the keys together with the log-sum-exp of its scores.
 Two of them merge to the attention over the union (the identity behind online softmax, Milakov and
 Gimelshein 2018, and ring attention, Liu et al. 2023).
 """
 
 from collections.abc import Iterable
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class AttentionState(NamedTuple):
 def merge(a: AttentionState, b: AttentionState) -> AttentionState:
     """Attention over the keys of ``a`` and ``b``; both must be over the same queries.
 
-    Accumulates in the precision of the log-sum-exp. Queries that attended nothing in one partial
+    Accumulates in the precision of the log-sum-exp. Queries that attended nothing in one of them
     (−inf) take the other's value; in both, they stay −inf with a zero output, never NaN.
     """
     lse = torch.logaddexp(a.lse_BHL, b.lse_BHL)
@@ -39,10 +40,13 @@ def merge(a: AttentionState, b: AttentionState) -> AttentionState:
     return AttentionState(out, lse)
 
 
-def merge_all(partials: Iterable[AttentionState]) -> AttentionState:
+def merge_into(running: AttentionState | None, state: AttentionState) -> AttentionState:
+    """A running state with another merged into it; there is none at the start."""
+    return state if running is None else merge(running, state)
+
+
+def merge_all(states: Iterable[AttentionState]) -> AttentionState:
     """Merges in the order given, so that every rank that does it gets the same bits."""
-    iterator = iter(partials)
-    merged = next(iterator)
-    for partial in iterator:
-        merged = merge(merged, partial)
+    merged = reduce(merge_into, states, None)
+    assert merged is not None, "there is no state of no keys"
     return merged

@@ -121,7 +121,9 @@ def enable(
         pattern = make_pattern(adapter, pipe, grid, settings or LVSASettings())
     mesh = mesh or default_mesh(pipe)
     group = None if mesh is None else mesh.get_group()
-    attention = LVSAttention(pattern, grid, group=group, exchange=exchange, backend=backend)
+    attention = LVSAttention(
+        pattern, grid, group=group, exchange=exchange, backend=backend, device=device_of(pipe)
+    )
     check_agreement({"riflex": riflex, "riflex_ratio": riflex_ratio}, group, what="RIFLEx settings")
     transformers = adapter.transformers(pipe)
     session = LVSASession(adapter, attention, StepClock(lambda s: setattr(attention, "step", s)), 0)
@@ -167,8 +169,12 @@ def default_mesh(pipe: Any) -> DeviceMesh | None:
     """All ranks of the default process group in one dimension; None where there is none."""
     if not dist.is_initialized():
         return None
-    device_type = torch.device(getattr(pipe, "device", "cpu")).type
-    return init_device_mesh(device_type, (dist.get_world_size(),), mesh_dim_names=("cp",))
+    return init_device_mesh(device_of(pipe).type, (dist.get_world_size(),), mesh_dim_names=("cp",))
+
+
+def device_of(pipe: Any) -> torch.device:
+    """Where a pipeline's transformers run; the CPU for one that does not say."""
+    return torch.device(getattr(pipe, "device", "cpu"))
 
 
 def _check_processors(session: LVSASession, transformer: nn.Module) -> None:

@@ -22,6 +22,8 @@ class Backend(ABC):
         v_BCHD: Tensor,
         layout: BlockLayout,
         scale: float | None = None,
+        state: AttentionState | None = None,
+        more: bool = False,
     ) -> AttentionState:
         """Softmax attention of every query over its ranges of the block.
 
@@ -30,16 +32,27 @@ class Backend(ABC):
             k_BCHD, v_BCHD: the block; any strides with a contiguous last dimension.
             layout: which ranges each query attends.
             scale: of the scores; 1/sqrt(D) by default.
+            state: attention of the same queries over other keys, merged into the result. It
+                belongs to the backend from here on, which may write the result into it.
+            more: whether the result will be merged with further keys. A backend that merges by
+                itself then leaves its output in the dtype of the log-sum-exp, so that it is
+                rounded once, at the end.
 
         Returns:
-            Output in the dtype of the queries or of the log-sum-exp, zero for queries that attend
-            nothing here, and the natural log-sum-exp ``[B, H, L]`` in float32 (float64 for
-            float64), −inf for them.
+            Output in the dtype of the queries or of the log-sum-exp, and the natural log-sum-exp
+            ``[B, H, L]`` in float32 (float64 for float64). Queries that attend nothing have a zero
+            output and −inf.
         """
 
     @abstractmethod
     def attend_all(
-        self, q_BLHD: Tensor, k_BCHD: Tensor, v_BCHD: Tensor, scale: float | None = None
+        self,
+        q_BLHD: Tensor,
+        k_BCHD: Tensor,
+        v_BCHD: Tensor,
+        scale: float | None = None,
+        state: AttentionState | None = None,
+        more: bool = False,
     ) -> AttentionState:
         """Softmax attention of every query over every key, of which there may be none.
 

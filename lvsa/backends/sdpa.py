@@ -13,7 +13,7 @@ from torch import Tensor
 from lvsa.backends.base import Backend
 from lvsa.errors import BackendUnavailable
 from lvsa.layout import BlockLayout, Tile, TileGroup
-from lvsa.merge import AttentionState, merge
+from lvsa.merge import AttentionState, merge_into
 
 # A tile with fewer multiply-adds than this does not amortise its kernel call: batch it.
 SMALL_TILE_WORK = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -38,28 +38,36 @@ class SDPABackend(Backend):
         v_BCHD: Tensor,
         layout: BlockLayout,
         scale: float | None = None,
+        state: AttentionState | None = None,
+        more: bool = False,
     ) -> AttentionState:
         kernel = kernel_for(q_BLHD)
         scale = 1 / math.sqrt(q_BLHD.shape[-1]) if scale is None else scale
-        state = None
+        block = None
         if layout.common:
             everyone = Tile(0, layout.n_queries, layout.common)
-            state = _tile(kernel, q_BLHD, k_BCHD, v_BCHD, everyone, scale)
-        if layout.groups or state is None:
+            block = _tile(kernel, q_BLHD, k_BCHD, v_BCHD, everyone, scale)
+        if layout.groups or block is None:
             rest = self._groups(kernel, q_BLHD, k_BCHD, v_BCHD, layout, scale)
-            state = rest if state is None else merge(state, rest)
-        return state
+            block = merge_into(block, rest)
+        return merge_into(state, block)
 
     def attend_all(
-        self, q_BLHD: Tensor, k_BCHD: Tensor, v_BCHD: Tensor, scale: float | None = None
+        self,
+        q_BLHD: Tensor,
+        k_BCHD: Tensor,
+        v_BCHD: Tensor,
+        scale: float | None = None,
+        state: AttentionState | None = None,
+        more: bool = False,
     ) -> AttentionState:
         kernel = kernel_for(q_BLHD)
         if not k_BCHD.shape[1]:
-            return _nothing_attended(q_BLHD)
+            return _nothing_attended(q_BLHD) if state is None else state
         scale = 1 / math.sqrt(q_BLHD.shape[-1]) if scale is None else scale
         q_BHLD, k_BHCD, v_BHCD = (x.transpose(1, 2) for x in (q_BLHD, k_BCHD, v_BCHD))
         out_BHLD, lse_BHL = kernel(q_BHLD, k_BHCD, v_BHCD, scale)
-        return AttentionState(out_BHLD.transpose(1, 2), lse_BHL)
+        return merge_into(state, AttentionState(out_BHLD.transpose(1, 2), lse_BHL))
 
     def _groups(
         self, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float
