@@ -34,7 +34,8 @@ class FrameMatrices(Sequence[Bools]):
     """Boolean matrices ``[n_offsets, T, T]``, each made when it is asked for.
 
     A video of thousands of latent frames has hundreds of offsets, and nobody needs all of their
-    matrices at once. The last one is kept. ``np.asarray`` gives the whole array.
+    matrices at once. The last one is kept. ``np.asarray`` gives the whole array. A matrix in
+    which some frame attends nothing is an error when it is made.
 
     Args:
         n_offsets: how many there are.
@@ -62,6 +63,7 @@ class FrameMatrices(Sequence[Bools]):
         offset %= len(self)
         if self._last is None or self._last[0] != offset:
             matrix = np.asarray(self._make(offset), dtype=np.bool_)
+            check_rows(matrix, offset)
             matrix.flags.writeable = False
             self._last = offset, matrix
         return self._last[1]
@@ -120,19 +122,15 @@ class Pattern:
                 f"{list(np.shape(matrix))}"
             )
         check_frames(array.shape[1])
-        empty = np.argwhere(~array.any(2))
-        if len(empty):
-            offset, frame = empty[0].tolist()
-            raise LVSAError(
-                f"frame {frame} attends nothing at offset {offset}; every frame must attend at "
-                "least one, usually itself"
-            )
-        missing = [f for f in fixed_anchors if not (f < array.shape[1] and array[:, :, f].all())]
+        for offset, one in enumerate(array):
+            check_rows(one, offset)
+        T = array.shape[1]
+        missing = [f for f in fixed_anchors if not (0 <= f < T and array[:, :, f].all())]
         if missing:
             raise LVSAError(
                 f"frames {missing} are called anchors, but not every frame attends them"
             )
-        matrices = FrameMatrices(len(array), array.shape[1], array.__getitem__)
+        matrices = FrameMatrices(len(array), T, array.__getitem__)
         return cls(matrices, tuple(fixed_anchors), description)
 
     @property
@@ -222,6 +220,16 @@ def check_frames(frames: int) -> None:
         raise LVSAError(
             f"a video of {frames:,} latent frames is more than a pattern is made for; at most "
             f"{MOST_FRAMES:,}"
+        )
+
+
+def check_rows(matrix: Bools, offset: int) -> None:
+    """Stops for a matrix in which a frame attends nothing: its attention has no value."""
+    empty = np.flatnonzero(~matrix.any(1))
+    if len(empty):
+        raise LVSAError(
+            f"frame {empty[0]} attends nothing at offset {offset}; every frame must attend at "
+            "least one, usually itself"
         )
 
 

@@ -27,8 +27,7 @@ from lvsa.merge import AttentionState
 from lvsa.pattern import dense
 from lvsa.processor import LVSAProcessor
 from lvsa.shards import FrameGrid
-from tests.lvsa.test_pattern import oracle_sets
-from tests.support.oracle import masked_attention, relative_error, token_mask
+from tests.support.oracle import masked_attention, placed, relative_error, token_mask
 from tests.support.ranks import run_ranks
 
 T, P, X, H, D = 12, 6, 5, 2, 8
@@ -64,7 +63,8 @@ def expected():
     text = draw(X, 1)
     q, k = rope.apply_rotary_1d(q, k, rotary_table(), S, 0, 1)
     mask = torch.ones(S + X, S + X, dtype=torch.bool)
-    mask[:S, :S] = token_mask(oracle_sets(PATTERN, 0), P)
+    sets = placed("published", T, interval=T, window=1, n_first=1)[0]
+    mask[:S, :S] = token_mask(sets, P)
     joined = [torch.cat(pair, dim=1) for pair in zip((q, k, v), text, strict=True)]
     return masked_attention(*joined, mask).split([S, X], dim=1)
 

@@ -6,18 +6,19 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvsa.layout import BlockLayout, Piece, Tile, build_layout, frame_runs, full_layout, pack
-from tests.lvsa.test_pattern import as_sets
-from tests.lvsa.test_shards import cuts
+from lvsa.layout import Piece, Tile, build_layout, frame_runs, full_layout, layout_of, pack
+from tests.support.cuts import cuts
+from tests.support.layouts import layouts
 from tests.support.oracle import token_mask
+from tests.support.patterns import as_sets
 
 PROPERTY = settings(max_examples=120, deadline=None, derandomize=True)
 
 
-def covered(layout, n_keys):
+def covered(tiles, n_queries, n_keys):
     """[L, C] how often each (query, key) pair of the block is in a tile."""
-    count = np.zeros((layout.n_queries, n_keys), dtype=int)
-    for tile in layout.tiles:
+    count = np.zeros((n_queries, n_keys), dtype=int)
+    for tile in tiles:
         for start, stop in tile.keys:
             assert 0 <= start < stop <= n_keys
             count[tile.start : tile.stop, start:stop] += 1
@@ -27,7 +28,8 @@ def covered(layout, n_keys):
 @st.composite
 def blocks(draw):
     """A cut, a rank, and pieces of the sequence anywhere in a buffer, with gaps between them."""
-    pattern, shards = draw(cuts())
+    cut = draw(cuts(most_frames=24))
+    shards, matrix = cut.shards, cut.matrix
     S = shards.grid.tokens
     edges = sorted(draw(st.sets(st.integers(0, S), max_size=6)))
     intervals = list(itertools.pairwise(edges))
@@ -39,26 +41,29 @@ def blocks(draw):
         pieces.append(Piece(start, stop, position))
         position += stop - start
     rank = draw(st.integers(0, shards.world - 1))
-    matrix = pattern.attended[draw(st.integers(0, pattern.n_offsets - 1))]
-    if draw(st.booleans()):  # any matrix at all, with gaps that no pattern has
+    if draw(st.booleans()):  # any matrix at all, also with frames that attend nothing
         generator = np.random.default_rng(draw(st.integers(0, 1000)))
         matrix = generator.random(matrix.shape) < draw(st.sampled_from([0.1, 0.3, 0.7]))
     return matrix, shards, rank, pieces, position
+
+
+def built(block):
+    matrix, shards, rank, pieces, _ = block
+    return build_layout(shards.token_range(rank), pieces, matrix, shards.grid.tokens_per_frame)
 
 
 @PROPERTY
 @given(blocks())
 def test_tiles_cover_exactly_the_attended_pairs(block):
     matrix, shards, rank, pieces, size = block
-    P = shards.grid.tokens_per_frame
-    queries = shards.token_range(rank)
-    layout = build_layout(queries, pieces, matrix, P)
-    mask = token_mask(as_sets(matrix), P).numpy()
+    layout = built(block)
+    mask = token_mask(as_sets(matrix), shards.grid.tokens_per_frame).numpy()
     expected = np.zeros((shards.local_tokens, size), dtype=int)
     for piece in pieces:
-        part = mask[slice(*queries), piece.start : piece.stop]
+        part = mask[slice(*shards.token_range(rank)), piece.start : piece.stop]
         expected[:, piece.position : piece.position + piece.stop - piece.start] = part
-    assert np.array_equal(covered(layout, size), expected)
+    assert layout.n_queries == shards.local_tokens
+    assert np.array_equal(covered(layout.tiles, layout.n_queries, size), expected)
     assert layout.pairs == expected.sum()
     assert layout.covers_all_queries == expected.any(1).all()
 
@@ -66,26 +71,74 @@ def test_tiles_cover_exactly_the_attended_pairs(block):
 @PROPERTY
 @given(blocks())
 def test_tiles_are_in_order_and_neighbours_with_equal_keys_are_one(block):
-    matrix, shards, rank, pieces, _ = block
-    layout = build_layout(shards.token_range(rank), pieces, matrix, shards.grid.tokens_per_frame)
-    for a, b in zip(layout.tiles, layout.tiles[1:], strict=False):
+    layout = built(block)
+    for a, b in itertools.pairwise(layout.tiles):
         assert a.stop <= b.start
         assert a.stop < b.start or a.keys != b.keys
     for tile in layout.tiles:
-        for a, b in zip(tile.keys, tile.keys[1:], strict=False):
+        for a, b in itertools.pairwise(tile.keys):
             assert a[1] != b[0], "touching ranges are one range"
 
 
+ANY_LAYOUT = st.one_of(layouts(), blocks().map(lambda block: (built(block), block[-1])))
+
+
 @PROPERTY
-@given(blocks())
-def test_uniform_groups_hold_every_tile_once_by_shape(block):
-    matrix, shards, rank, pieces, _ = block
-    layout = build_layout(shards.token_range(rank), pieces, matrix, shards.grid.tokens_per_frame)
-    grouped = [tile for group in layout.uniform_groups for tile in group]
-    assert sorted(grouped) == sorted(layout.tiles)
-    shapes = [{(tile.n_queries, tile.n_keys) for tile in group} for group in layout.uniform_groups]
+@given(ANY_LAYOUT)
+def test_common_ranges_and_groups_are_the_tiles_once_more(case):
+    layout, C = case
+    common = [Tile(0, layout.n_queries, layout.common)] if layout.common else []
+    grouped = [tile for group in layout.groups for tile in group.tiles]
+    whole = covered(layout.tiles, layout.n_queries, C)
+    assert np.array_equal(covered([*common, *grouped], layout.n_queries, C), whole)
+    rest = covered(grouped, layout.n_queries, C)
+    assert layout.groups_cover_all_queries == rest.any(1).all()
+    if len(layout.tiles) > 1:
+        # Nothing that everybody attends is left to be copied tile by tile.
+        assert not rest.all(0).any() or not layout.n_queries
+
+
+@PROPERTY
+@given(ANY_LAYOUT)
+def test_groups_hold_tiles_of_one_shape_in_order(case):
+    layout, _ = case
+    shapes = [{(tile.n_queries, tile.n_keys) for tile in group.tiles} for group in layout.groups]
     assert all(len(shape) == 1 for shape in shapes)
     assert len(set().union(*shapes)) == len(shapes)
+    for group in layout.groups:
+        assert (group.n_queries, group.n_keys) == (group.tiles[0].n_queries, group.tiles[0].n_keys)
+        assert [*group.tiles] == sorted(group.tiles)
+
+
+@PROPERTY
+@given(ANY_LAYOUT, st.integers(1, 4))
+def test_token_indices_of_groups_are_those_of_their_tiles(case, chunk):
+    layout, _ = case
+    for group in layout.groups:
+        for first in range(0, len(group.tiles), chunk):
+            last = min(first + chunk, len(group.tiles))
+            tiles = group.tiles[first:last]
+            queries, keys = group.query_tokens(first, last), group.key_tokens(first, last)
+            assert queries.shape == (last - first, group.n_queries)
+            assert keys.shape == (last - first, group.n_keys)
+            assert queries.tolist() == [[*range(tile.start, tile.stop)] for tile in tiles]
+            assert keys.tolist() == [
+                [token for start, stop in tile.keys for token in range(start, stop)]
+                for tile in tiles
+            ]
+
+
+@PROPERTY
+@given(ANY_LAYOUT)
+def test_a_layout_on_a_device_is_the_same_layout(case):
+    layout, _ = case
+    there = layout.to("meta")
+    assert (there.tiles, there.common, there.pairs) == (layout.tiles, layout.common, layout.pairs)
+    for group, moved in zip(layout.groups, there.groups, strict=True):
+        assert moved.tiles == group.tiles
+        for name in ("first_query", "edges", "jumps"):
+            assert getattr(moved, name).device.type == "meta"
+            assert getattr(moved, name).shape == getattr(group, name).shape
 
 
 @PROPERTY
@@ -104,6 +157,19 @@ def test_equal_keys_are_not_joined_over_queries_that_attend_nothing():
     matrix = np.array([[1, 1, 0], [0, 0, 1], [1, 1, 0]], dtype=bool)
     layout = build_layout((0, 6), [Piece(0, 4, 0)], matrix, 2)
     assert layout.tiles == (Tile(0, 2, ((0, 4),)), Tile(4, 6, ((0, 4),)))
+    assert not layout.covers_all_queries
+    assert layout.common == (), "queries that attend nothing do not attend what others share"
+
+
+def test_anchors_are_common_ranges():
+    matrix = np.eye(4, dtype=bool)
+    matrix[:, [0, 2]] = True
+    layout = build_layout((0, 8), [Piece(0, 8, 0)], matrix, 2)
+    assert layout.common == ((0, 2), (4, 6))
+    (group,) = layout.groups
+    assert group.tiles == (Tile(2, 4, ((2, 4),)), Tile(6, 8, ((6, 8),)))
+    assert layout.covers_all_queries
+    assert not layout.groups_cover_all_queries
 
 
 def test_pack_lays_intervals_one_behind_the_other():
@@ -111,12 +177,16 @@ def test_pack_lays_intervals_one_behind_the_other():
 
 
 def test_full_layout():
-    assert full_layout(3, 5) == BlockLayout((Tile(0, 3, ((0, 5),)),), 3)
+    full = full_layout(3, 5)
+    assert full.tiles == (Tile(0, 3, ((0, 5),)),)
+    assert (full.n_queries, full.pairs, full.covers_all_queries) == (3, 15, True)
     empty = full_layout(3, 0)
-    assert empty.tiles == ()
-    assert not empty.covers_all_queries
+    assert empty.tiles == empty.common == empty.groups == ()
+    assert (empty.n_queries, empty.pairs, empty.covers_all_queries) == (3, 0, False)
+    assert layout_of([], 3).tiles == ()
 
 
 def test_a_dense_block_is_one_tile():
     layout = build_layout((3, 9), [Piece(0, 12, 0)], np.ones((4, 4), dtype=bool), 3)
     assert layout.tiles == (Tile(0, 6, ((0, 12),)),)
+    assert layout.common == (), "one tile shares nothing with others"

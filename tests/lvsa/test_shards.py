@@ -1,4 +1,4 @@
-"""The cut of the sequence: intervals, frames and the message where it does not divide."""
+"""The cut of the sequence: token ranges, frames and the message where it does not divide."""
 
 import itertools
 import re
@@ -10,50 +10,37 @@ from hypothesis import strategies as st
 
 from lvsa.errors import DivisibilityError, LVSAError
 from lvsa.shards import FrameGrid, Shards, divisibility_message
-from tests.lvsa.test_pattern import patterns
+from tests.support.cuts import cuts
+from tests.support.errors import refuses
 
 PROPERTY = settings(max_examples=150, deadline=None, derandomize=True)
 
 
-def world_sizes(tokens, most=16):
-    return [n for n in range(1, most + 1) if tokens % n == 0]
-
-
-@st.composite
-def cuts(draw):
-    """A pattern, and a grid of its frames that divides among some ranks, with cuts in frames."""
-    pattern = draw(patterns())
-    grid = FrameGrid(pattern.frames, draw(st.integers(1, 4)), draw(st.integers(1, 4)))
-    world = draw(st.sampled_from(world_sizes(grid.tokens)))
-    return pattern, Shards(grid, world)
-
-
 @PROPERTY
 @given(cuts())
-def test_intervals_partition_the_sequence(cut):
-    _, shards = cut
-    intervals = [shards.token_range(rank) for rank in range(shards.world)]
-    assert intervals[0][0] == 0
-    assert intervals[-1][1] == shards.grid.tokens
-    assert all(a[1] == b[0] for a, b in itertools.pairwise(intervals))
-    assert {stop - start for start, stop in intervals} == {shards.local_tokens}
+def test_ranges_partition_the_sequence(cut):
+    shards = cut.shards
+    ranges = [shards.token_range(rank) for rank in range(shards.world)]
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == shards.grid.tokens
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
+    assert {stop - start for start, stop in ranges} == {shards.local_tokens}
 
 
 @PROPERTY
 @given(cuts())
 def test_frames_needed_and_held_by_brute_force(cut):
-    pattern, shards = cut
+    shards, T = cut.shards, cut.case.frames
     P = shards.grid.tokens_per_frame
-    matrix = pattern.attended[-1]
     for rank in range(shards.world):
         tokens = range(*shards.token_range(rank))
         frames = {token // P for token in tokens}
         first, last = shards.frame_range(rank)
         assert frames == set(range(first, last))
-        needed = {g for f in frames for g in range(pattern.frames) if matrix[f, g]}
-        got = shards.frames_needed(rank, matrix)
+        needed = set().union(*(cut.case.sets[cut.offset][f] for f in frames))
+        got = shards.frames_needed(rank, cut.matrix)
         assert set(np.flatnonzero(got).tolist()) == needed
-        held = [sum(token // P == f for token in tokens) for f in range(pattern.frames)]
+        held = [sum(token // P == f for token in tokens) for f in range(T)]
         assert shards.tokens_held(rank).tolist() == held
 
 
@@ -69,14 +56,10 @@ def test_frames_needed_and_held_by_brute_force(cut):
 def test_every_setting_that_the_message_names_divides(frames, rows, columns, world, pixels, factor):
     grid = FrameGrid(frames, rows, columns, *pixels, factor)
     assume(grid.tokens % world)
-    with pytest.raises(DivisibilityError) as caught:
+    given_values = frames, rows * columns, grid.tokens, world, grid.tokens % world
+    with refuses(DivisibilityError, *given_values) as caught:
         Shards(grid, world)
-    head, *lines = str(caught.value).splitlines()
-    left_over = grid.tokens % world
-    assert head.startswith(
-        f"{frames} latent frames × {rows * columns} tokens per frame = {grid.tokens} tokens do not "
-        f"divide by {world} ranks ({left_over} left over)"
-    )
+    _, *lines = str(caught.value).splitlines()
     named = {line.split(":")[0].strip(): line.split(":")[1] for line in lines}
 
     counts = re.findall(r"(\d+) \((\d+) latent\)", named["frames"])
@@ -127,14 +110,18 @@ def test_the_message_for_a_known_case():
     ]
 
 
-def test_grid_errors():
-    with pytest.raises(LVSAError, match=r"a grid of 3 × 0 × 2 tokens holds nothing; .* at least 1"):
-        FrameGrid(3, 0, 2)
-    with pytest.raises(LVSAError, match="world size is 0; it must be at least 1"):
+@pytest.mark.parametrize("sizes", [(3, 0, 2), (0, 1, 1), (1, 1, -1)])
+def test_grids_that_hold_nothing(sizes):
+    with refuses(LVSAError, *sizes, 1):
+        FrameGrid(*sizes)
+
+
+def test_world_sizes_and_ranks_out_of_range():
+    with refuses(LVSAError, 0, 1):
         Shards(FrameGrid(2, 2, 2), 0)
     shards = Shards(FrameGrid(2, 2, 2), 4)
     for rank in (-1, 4):
-        with pytest.raises(LVSAError, match=f"rank is {rank}; allowed: 0 … 3"):
+        with refuses(LVSAError, rank, 0, 3):
             shards.token_range(rank)
 
 

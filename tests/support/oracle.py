@@ -31,6 +31,84 @@ def published_keyframes(T: int, interval: int, offset: int) -> set[int]:
     return {(offset + i * interval) % T for i in range(math.ceil(T / interval))}
 
 
+def published_interval(T: int, horizon: int, W: int, n_first: int, scale: float = 1.0) -> int:
+    """The published rule, word by word, with anchor sets that are really built."""
+    r = max(n_first + 1, int(horizon * scale))
+    if r >= T:
+        return 1
+    g = max(n_first, r - min(2 * W + 1, T))
+    enough = [
+        interval
+        for interval in range(1, T + 1)
+        if len(set(range(n_first)) | published_keyframes(T, interval, 0)) >= g
+    ]
+    m = 2 * W + n_first
+    return max(*enough, math.ceil(max(T - m, r - m) / max(r - m, 1)))
+
+
+def even_keyframes(T: int, fixed: set[int], count: int, offset: int) -> set[int]:
+    free = [f for f in range(T) if f not in fixed]
+    return {free[(i * len(free) // count + offset) % len(free)] for i in range(count)}
+
+
+def even_count(T: int, horizon: int, W: int, n_first: int, fixed: set[int], scale: float) -> int:
+    """Keyframes that the budget leaves beside the fixed anchors and a window."""
+    r = max(n_first + 1, int(horizon * scale))
+    if r >= T:
+        return T - len(fixed)
+    return min(max(0, r - min(2 * W + 1, T) - len(fixed)), T - len(fixed))
+
+
+def keyframes(
+    placement: str,
+    T: int,
+    *,
+    interval: int | None = None,
+    horizon: int | None = None,
+    window: int = 3,
+    n_first: int = 1,
+    scale: float = 1.0,
+    rotate: bool = False,
+    condition_frames: tuple[int, ...] = (),
+    expand_window: bool = True,
+) -> list[set[int]]:
+    """Keyframes of a placement at each of its offsets, with the package's options."""
+    if placement == "published":
+        if interval is None:
+            interval = published_interval(T, horizon, window, n_first, scale)
+        every = [published_keyframes(T, interval, offset) for offset in range(interval)]
+    else:
+        fixed = set(range(min(n_first, T))) | set(condition_frames)
+        free = T - len(fixed)
+        if interval is None:
+            count = even_count(T, horizon, window, n_first, fixed, scale)
+        else:
+            count = math.ceil(free / interval)
+        period = math.ceil(free / count) if count else 1
+        every = [even_keyframes(T, fixed, count, offset) for offset in range(period)]
+    return every if rotate else every[:1]
+
+
+def placed(placement: str, T: int, only: tuple[int, ...] | None = None, **options):
+    """Sets A(f) by [offset][f], at every keyframe offset or at those in ``only``."""
+    every = keyframes(placement, T, **options)
+    fixed = set(options.get("condition_frames", ()))
+    return [
+        [
+            attended_set(
+                T,
+                options.get("window", 3),
+                options.get("n_first", 1),
+                every[offset] | fixed,
+                f,
+                options.get("expand_window", True),
+            )
+            for f in range(T)
+        ]
+        for offset in (range(len(every)) if only is None else only)
+    ]
+
+
 def token_mask(sets: list[set[int]], P: int) -> torch.Tensor:
     """[S, S] bool from the attended set of each frame."""
     T = len(sets)

@@ -18,6 +18,7 @@ PRELOAD = [
     "pytest",
     "torch",
     "torch.distributed",
+    "torch._dynamo",
     "diffusers",
     "transformers",
     "lvsa",
