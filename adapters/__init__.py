@@ -1,7 +1,10 @@
 """One adapter per model family, found by name, by pipeline, or through an entry point.
 
-Other packages add adapters under the entry-point group ``lvsa.adapters``; nothing is imported
-before it is asked for.
+Each file beside this one is a model family; `base` is their contract, `checkpoints` holds what is
+known of published weights, and `install` puts an adapter to work on a pipeline.
+
+Other packages add adapters under the entry-point group ``lvsa.adapters``. Nothing is imported
+before it is asked for, and this module imports neither torch nor diffusers.
 """
 
 import difflib
@@ -26,14 +29,14 @@ BUILT_IN: dict[str, str] = {
 }
 PIPELINES: dict[str, str] = {
     "WanPipeline": "wan",
+    "WanImageToVideoPipeline": "wan",
+    "WanVideoToVideoPipeline": "wan",
+    "WanVACEPipeline": "wan",
     "CogVideoXPipeline": "cogvideox",
     "CogVideoXImageToVideoPipeline": "cogvideox",
     "CogVideoXVideoToVideoPipeline": "cogvideox",
     "HunyuanVideo15Pipeline": "hunyuan15",
     "HunyuanVideo15ImageToVideoPipeline": "hunyuan15",
-    "WanImageToVideoPipeline": "wan",
-    "WanVideoToVideoPipeline": "wan",
-    "WanVACEPipeline": "wan",
     "SkyReelsV2Pipeline": "skyreels",
     "SkyReelsV2ImageToVideoPipeline": "skyreels",
     # Not served: their adapter says why.
@@ -43,13 +46,14 @@ PIPELINES: dict[str, str] = {
 }
 
 
-def _third_party() -> dict[str, EntryPoint]:
+def installed_adapters() -> dict[str, EntryPoint]:
+    """Adapters of other packages, by name; none of them is imported."""
     return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in BUILT_IN}
 
 
 def known_adapters() -> list[str]:
     """Names of all adapters, built in and installed."""
-    return sorted({*BUILT_IN, *_third_party()})
+    return sorted({*BUILT_IN, *installed_adapters()})
 
 
 def get_adapter(name: str) -> "ModelAdapter":
@@ -61,8 +65,8 @@ def get_adapter(name: str) -> "ModelAdapter":
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
         make: Callable[[], Any] = getattr(import_module(module), attribute)
-    elif name in (third_party := _third_party()):
-        make = third_party[name].load()
+    elif name in (installed := installed_adapters()):
+        make = installed[name].load()
     else:
         known = known_adapters()
         near = difflib.get_close_matches(name, known, 1)
@@ -92,14 +96,22 @@ def adapter_for(pipeline_class: str | type) -> "ModelAdapter":
     for name in names:
         if name in PIPELINES:
             return get_adapter(PIPELINES[name])
-    for name in _third_party():
+    for name in installed_adapters():
         adapter = get_adapter(name)
         if any(wanted in adapter.pipelines for wanted in names):
             return adapter
     raise UnknownModel(
         f"no adapter serves {names[0]}; known pipelines: {', '.join(sorted(PIPELINES))}; adapters "
-        f"installed beside them: {', '.join(sorted(_third_party())) or 'none'}"
+        f"installed beside them: {', '.join(sorted(installed_adapters())) or 'none'}"
     )
 
 
-__all__ = ["BUILT_IN", "GROUP", "PIPELINES", "adapter_for", "get_adapter", "known_adapters"]
+__all__ = [
+    "BUILT_IN",
+    "GROUP",
+    "PIPELINES",
+    "adapter_for",
+    "get_adapter",
+    "installed_adapters",
+    "known_adapters",
+]

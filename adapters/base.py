@@ -1,10 +1,10 @@
-"""What differs between models: the contract that every adapter fills.
+"""What differs between models: the contract that every adapter fills, in two parts.
 
-A model needs `extract_qkv`, `apply_rotary` and `attention_modules`, and its training horizon.
-Everything else has a default that serves a diffusers pipeline with a causal VAE and a patchifying
-transformer; a family overrides what is different there.
-
-Shapes: B batch, L local video tokens, X text tokens, H heads, D head dim.
+`AttentionAdapter` (in `lvsa.model`) is what attention needs of a model: projections, rotation,
+output. `PipelineAdapter` is what a pipeline needs: geometry, checkpoints, plan, installation. A
+`ModelAdapter` is both. Three methods have no default: `extract_qkv`, `apply_rotary` and
+`attention_modules`; the training horizon is a number. Everything else serves a diffusers pipeline
+with a causal VAE and a patchifying transformer; a family overrides what is different there.
 """
 
 import logging
@@ -12,32 +12,45 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from lvsa.adapters.known import KnownModel, recognize
-from lvsa.backends import Backend
+from lvsa.adapters.checkpoints import KnownModel, recognize
 from lvsa.cp_plans import ModelPlan, plan_for
 from lvsa.cp_plans.apply import AppliedPlan, apply_plan
+from lvsa.cp_plans.base import patch_sizes
 from lvsa.errors import GridError, LVSAError
-from lvsa.layout import full_layout
-from lvsa.processor import QKV, LVSAProcessor
+from lvsa.model import QKV, AttentionAdapter, CrossAttentionAdapter, split_heads
+from lvsa.processor import LVSAProcessor
 from lvsa.shards import FrameGrid
+
+__all__ = [
+    "QKV",
+    "CrossAttentionAdapter",
+    "ModelAdapter",
+    "PipelineAdapter",
+    "is_pipeline",
+    "modules_named",
+    "split_heads",
+]
 
 logger = logging.getLogger(__name__)
 
 
-class ModelAdapter(ABC):
-    """One model family. ``pipe`` is a diffusers pipeline, or a skeleton of one without weights."""
+class PipelineAdapter(ABC):
+    """What a pipeline of one family is made of.
+
+    ``pipe`` is a diffusers pipeline, or a skeleton of one without weights.
+    """
 
     name: ClassVar[str]
+    """Name of the family."""
     pipelines: ClassVar[tuple[str, ...]]
     """Names of the diffusers pipeline classes that this adapter serves."""
     horizon: ClassVar[int]
-    """Latent frames of the videos that the model was trained on."""
+    """Training horizon in latent frames, of checkpoints that are not in `known_models`."""
     known_models: ClassVar[tuple[KnownModel, ...]] = ()
-    """The family's published checkpoints; a pipeline takes its numbers from the first it fits."""
+    """Published checkpoints of the family; a pipeline takes its numbers from the one it fits."""
     replicated_methods: ClassVar[tuple[str, ...]] = (
         "encode_prompt",
         "encode_image",
@@ -61,18 +74,16 @@ class ModelAdapter(ABC):
 
     def temporal_factor(self, pipe: Any) -> int:
         """Video frames per latent frame."""
-        return int(pipe.vae.config.scale_factor_temporal)
+        return _entry(pipe.vae.config, "scale_factor_temporal", "temporal_compression_ratio")
 
     def spatial_factor(self, pipe: Any) -> int:
         """Pixels per latent pixel, in either direction."""
-        return int(pipe.vae.config.scale_factor_spatial)
+        return _entry(pipe.vae.config, "scale_factor_spatial", "spatial_compression_ratio")
 
     def patch_size(self, pipe: Any) -> tuple[int, int, int]:
         """Latent frames, rows and columns per token."""
-        transformer = next(iter(self.transformers(pipe).values()))
-        config: Any = transformer.config
-        p_t, p_h, p_w = config.patch_size
-        return int(p_t), int(p_h), int(p_w)
+        transformer: Any = next(iter(self.transformers(pipe).values()))
+        return patch_sizes(transformer.config)
 
     def size_multiples(self, pipe: Any) -> tuple[int, int]:
         """Pixels (height, width) that one row and one column of tokens stand for."""
@@ -125,24 +136,62 @@ class ModelAdapter(ABC):
     def grid(self, num_frames: int, height: int, width: int, pipe: Any) -> FrameGrid:
         """The token grid of a video; errors as `latent_frames` and `patches_per_frame`."""
         rows, columns = self.token_rows_and_columns(height, width, pipe)
-        row_pixels, column_pixels = self.size_multiples(pipe)
+        return self.token_grid(self.latent_frames(num_frames, pipe), rows, columns, pipe)
+
+    def token_grid(self, frames: int, rows: int, columns: int, pipe: Any) -> FrameGrid:
+        """A grid of tokens of this model, which knows what they are in pixels and video frames."""
         return FrameGrid(
-            self.latent_frames(num_frames, pipe),
-            rows,
-            columns,
-            row_pixels,
-            column_pixels,
-            self.temporal_factor(pipe),
+            frames, rows, columns, *self.size_multiples(pipe), self.temporal_factor(pipe)
         )
 
+    def read_grid(
+        self, pipe: Any, transformer: nn.Module, arguments: Mapping[str, Any]
+    ) -> FrameGrid | None:
+        """The token grid that a forward of the transformer works on, read off its arguments.
+
+        Latents may come whole, ``hidden_states [B, C, T, H, W]``, or packed, ``[B, S, C]``, with
+        their size in ``num_frames, height, width``.
+
+        Returns:
+            None where the arguments do not tell; the user must then say what size videos have.
+        """
+        hidden = arguments.get("hidden_states")
+        if not isinstance(hidden, Tensor):
+            return None
+        packed = hidden.dim() == 3
+        if packed:
+            size = [arguments.get(name) for name in ("num_frames", "height", "width")]
+        else:
+            size = list(hidden.shape[2:])
+        if len(size) != 3 or not all(isinstance(n, int) for n in size):
+            return None
+        frames, rows, columns = (
+            n // p for n, p in zip(size, self.patch_size(pipe), strict=True) if n is not None
+        )
+        if packed and frames * rows * columns != hidden.shape[1]:
+            return None
+        return self.token_grid(frames, rows, columns, pipe)
+
+    def condition_frames(self, pipe: Any, latent_frames: int) -> tuple[int, ...]:
+        """Latent frames that hold conditioning images or video, as the pipeline implies them.
+
+        They become anchors: every frame attends them. Image-to-video pipelines of diffusers hold
+        their image in the first.
+        """
+        return (0,) if is_pipeline(pipe, "ImageToVideoPipeline") else ()
+
+    # Checkpoints
+
     def training_horizon(self, pipe: Any) -> int:
-        """The training horizon of this checkpoint, latent frames."""
+        """Training horizon of this checkpoint, latent frames."""
         known = self.known_model(pipe)
         return known.horizon if known else self.horizon
 
     def known_model(self, pipe: Any) -> KnownModel | None:
-        """The published checkpoint that a pipeline is, by its configs."""
+        """The published checkpoint that a pipeline is; None for one that is not known."""
         return recognize(self.known_models, pipe)
+
+    # Arguments
 
     def pipeline_class(self, index: Mapping[str, Any], given: Collection[str]) -> str:
         """The pipeline to load a checkpoint into, which may be made for more than one.
@@ -153,86 +202,15 @@ class ModelAdapter(ABC):
         """
         return str(index["_class_name"])
 
-    def condition_frames(self, pipe: Any, latent_frames: int) -> tuple[int, ...]:
-        """Latent frames that hold conditioning images or video, as the pipeline implies them.
-
-        They become anchors: every frame attends them.
-        """
-        return ()
-
     def call_arguments(self, pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the pipeline's call from those in the usual names of diffusers.
 
         Raises:
-            LVSAError: for an argument that this pipeline cannot take.
+            LVSAError: for a value that this pipeline cannot take.
         """
         return arguments
 
-    # Projections
-
-    @abstractmethod
-    def extract_qkv(self, attn: Any, hidden: Tensor, encoder: Tensor | None) -> QKV:
-        """Queries, keys and values ``[B, L, H, D]`` of the video tokens, normalised, not rotated.
-
-        In a cross-attention module only the queries are used.
-        """
-
-    def extract_encoder_qkv(self, attn: Any, encoder: Tensor) -> QKV | None:
-        """The same of text tokens ``[B, X, H, D]`` that take part in the attention.
-
-        None where text only enters by cross-attention.
-        """
-        return None
-
-    def extract_cross_attn_kv(self, attn: Any, encoder: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the text in a cross-attention module."""
-        raise LVSAError(
-            f"adapter {self.name!r} has no cross-attention; its processor was installed on "
-            f"{type(attn).__name__}, which was given encoder states"
-        )
-
-    def split_encoder_for_cross_attn(
-        self, attn: Any, encoder: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
-        """Image part (None without one) and text part of the encoder states."""
-        return None, encoder
-
-    @abstractmethod
-    def apply_rotary(
-        self, q: Tensor, k: Tensor, rotary_emb: Any, local_seq: int, rank: int, world: int
-    ) -> tuple[Tensor, Tensor]:
-        """Rotates local queries and keys by their positions in the whole sequence."""
-
-    def cross_attention(
-        self, attn: Any, query: Tensor, encoder_image: Tensor, backend: Backend
-    ) -> Tensor:
-        """Video queries ``[B, L, H, D]`` over image embeddings, to be added to those over text."""
-        k, v = self.extract_image_kv(attn, encoder_image)
-        return backend.attend(query, k, v, full_layout(query.shape[1], k.shape[1])).out_BLHD
-
-    def extract_image_kv(self, attn: Any, encoder_image: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of image embeddings in a cross-attention module."""
-        raise LVSAError(f"adapter {self.name!r} has no attention over image embeddings")
-
-    def output_projection(self, attn: Any, hidden: Tensor, query_dtype: torch.dtype) -> Tensor:
-        """``[B, L, H·D]`` through the module's output layers."""
-        hidden = hidden.to(query_dtype)
-        for layer in attn.to_out:
-            hidden = layer(hidden)
-        return hidden
-
-    def format_output(
-        self,
-        attn: Any,
-        hidden: Tensor,
-        encoder_output: Tensor | None,
-        encoder_seq_len: int,
-        dtype: torch.dtype,
-    ) -> Any:
-        """What the model's own processor returns: hidden states, or those and the text's."""
-        return hidden
-
-    # Integration
+    # Installation
 
     @abstractmethod
     def attention_modules(self, transformer: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -287,6 +265,29 @@ class ModelAdapter(ABC):
         """
 
 
-def split_heads(attn: Any, x: Tensor) -> Tensor:
-    """``[B, L, H·D]`` to ``[B, L, H, D]``."""
-    return x.unflatten(2, (attn.heads, -1))
+class ModelAdapter(AttentionAdapter, PipelineAdapter):
+    """One model family: what attention and what a pipeline need to know of it."""
+
+
+def is_pipeline(pipe: Any, name: str) -> bool:
+    """Whether a pipeline's class, or one that it is made from, ends with this name."""
+    return any(cls.__name__.endswith(name) for cls in type(pipe).__mro__)
+
+
+def modules_named(transformer: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
+    """Path and module of every submodule of this name that takes an attention processor."""
+    for path, module in transformer.named_modules():
+        if path.rpartition(".")[2] == name and hasattr(module, "set_processor"):
+            yield path, module
+
+
+def _entry(config: Any, *names: str) -> int:
+    """The first of these entries that a config has."""
+    for name in names:
+        value = getattr(config, name, None)
+        if value is not None:
+            return int(value)
+    raise LVSAError(
+        f"the VAE's config has none of {', '.join(names)}; override the adapter's "
+        "temporal_factor and spatial_factor"
+    )

@@ -1,11 +1,9 @@
 """CogVideoX 2B, 5B and 1.5: joint attention over text and video through shared projections.
 
-What the pattern counts in are frames of tokens. In 2B and 5B such a frame is one latent frame (4
-video frames). In 1.5 the transformer's patches are two latent frames deep (8 video frames), and
-its text-to-video and image-to-video pipelines pad the latents to a multiple of that in front: 81
-video frames, the length it is run at, are 21 latent frames, padded to 22, which are 11 frames of
-tokens: its horizon here. 2B and 5B were trained on 49 video frames, 13 latent frames. (1.5 is also
-offered for 10 seconds, 161 video frames: ``horizon=21`` takes that as the horizon.)
+The pattern counts frames of tokens. In 2B and 5B such a frame is one latent frame (4 video frames).
+In 1.5 the transformer's patches are two latent frames deep (8 video frames), and its text-to-video
+and image-to-video pipelines pad the latents to a multiple of that in front: 81 video frames are 21
+latent frames, padded to 22, which are 11 frames of tokens.
 
 The VAE decodes its latent frames in pairs. An odd one at the start decodes to a single video frame
 and all others to 4, so that T latent frames make 4(T - 1) + 1 video frames where T is odd and 4T
@@ -15,17 +13,17 @@ length is an error. (`AutoencoderKLCogVideoX._decode`; its comments count 12 →
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from lvsa.adapters.base import ModelAdapter
-from lvsa.adapters.known import Defaults, KnownModel
+from lvsa.adapters.base import QKV, ModelAdapter, is_pipeline, modules_named, split_heads
+from lvsa.adapters.checkpoints.cogvideox import COGVIDEOX, HORIZON
 from lvsa.errors import GridError, LVSAError
-from lvsa.processor import QKV, LVSAProcessor
+from lvsa.processor import LVSAProcessor
 from lvsa.rope import apply_rotary_3d_cos_sin
 from lvsa.shards import FrameGrid
 
@@ -34,38 +32,6 @@ logger = logging.getLogger(__name__)
 TEXT_TO_VIDEO = "CogVideoXPipeline"
 IMAGE_TO_VIDEO = "CogVideoXImageToVideoPipeline"
 VIDEO_TO_VIDEO = "CogVideoXVideoToVideoPipeline"
-TEXT_MODELS = (TEXT_TO_VIDEO, VIDEO_TO_VIDEO)
-
-HORIZON = 13
-HORIZON_1_5 = 11
-FIRST = Defaults(height=480, width=720, num_frames=49, steps=50, guidance=6.0, fps=8)
-SECOND = Defaults(height=768, width=1360, num_frames=81, steps=50, guidance=6.0, fps=16)
-
-
-def _is_1_5(pipe: Any) -> bool:
-    return pipe.transformer.config.patch_size_t is not None
-
-
-def _is_rotary(pipe: Any) -> bool:
-    return bool(pipe.transformer.config.use_rotary_positional_embeddings)
-
-
-KNOWN_MODELS = (
-    KnownModel(
-        "CogVideoX1.5-5B", "zai-org/CogVideoX1.5-5B", TEXT_MODELS, HORIZON_1_5, SECOND, _is_1_5
-    ),
-    KnownModel(
-        "CogVideoX1.5-5B-I2V",
-        "zai-org/CogVideoX1.5-5B-I2V",
-        (IMAGE_TO_VIDEO,),
-        HORIZON_1_5,
-        SECOND,
-        _is_1_5,
-    ),
-    KnownModel("CogVideoX-5b", "zai-org/CogVideoX-5b", TEXT_MODELS, HORIZON, FIRST, _is_rotary),
-    KnownModel("CogVideoX-2b", "zai-org/CogVideoX-2b", TEXT_MODELS, HORIZON, FIRST),
-    KnownModel("CogVideoX-5b-I2V", "zai-org/CogVideoX-5b-I2V", (IMAGE_TO_VIDEO,), HORIZON, FIRST),
-)
 
 
 def decoded_frames(latent_frames: int, factor: int) -> int:
@@ -97,7 +63,7 @@ class CogVideoXAdapter(ModelAdapter):
     name = "cogvideox"
     pipelines = (TEXT_TO_VIDEO, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO)
     horizon = HORIZON
-    known_models = KNOWN_MODELS
+    known_models = COGVIDEOX
     replicated_methods = ("encode_prompt", "prepare_latents")
 
     def __init__(self) -> None:
@@ -112,11 +78,6 @@ class CogVideoXAdapter(ModelAdapter):
     def spatial_factor(self, pipe: Any) -> int:
         levels: int = len(pipe.vae.config.block_out_channels)
         return 2 ** (levels - 1)
-
-    def patch_size(self, pipe: Any) -> tuple[int, int, int]:
-        config = pipe.transformer.config
-        p = int(config.patch_size)
-        return int(config.patch_size_t or 1), p, p
 
     def latent_frames(self, num_frames: int, pipe: Any) -> int:
         """T, frames of tokens of a video (see the module for what those are).
@@ -150,35 +111,43 @@ class CogVideoXAdapter(ModelAdapter):
             GridError: see `latent_frames`, `patches_per_frame`; and for a size for which the model
                 has no position embeddings.
         """
-        base = super().grid(num_frames, height, width, pipe)
-        self._check_positions(num_frames, height, width, base, pipe)
+        grid = super().grid(num_frames, height, width, pipe)
+        assert isinstance(grid, CogVideoXGrid)
+        if grid.video_frames(grid.frames) != num_frames:
+            # 8k frames fill the token frames without padding.
+            grid = replace(grid, padding=0)
+        self._check_positions(grid, pipe)
+        return grid
+
+    def token_grid(self, frames: int, rows: int, columns: int, pipe: Any) -> "CogVideoXGrid":
+        """A grid of tokens, of 8k + 1 video frames where the pipeline can make both."""
         p_t = self.patch_size(pipe)[0]
-        # Without padding the token frames decode to just as many: 8k. Else it was 8k + 1.
-        decoded = decoded_frames(base.frames * p_t, self._vae_factor(pipe))
+        base = super().token_grid(frames, rows, columns, pipe)
         return CogVideoXGrid(
-            base.frames,
-            base.rows,
-            base.columns,
-            base.pixels_per_row,
-            base.pixels_per_column,
-            base.temporal_factor,
-            latent_patch=p_t,
-            padding=0 if decoded == num_frames else p_t - 1,
+            **vars(base), latent_patch=p_t, padding=p_t - 1 if self._pads(pipe) else 0
         )
 
-    def training_horizon(self, pipe: Any) -> int:
-        """13 latent frames (49 video frames); in 1.5 11 frames of tokens (81 video frames)."""
-        return HORIZON_1_5 if _is_1_5(pipe) else HORIZON
+    def read_grid(
+        self, pipe: Any, transformer: nn.Module, arguments: Mapping[str, Any]
+    ) -> FrameGrid | None:
+        """The token grid of a forward; frames stand before channels here, ``[B, T, C, H, W]``.
+
+        Raises:
+            GridError: for a size for which the model has no position embeddings.
+        """
+        hidden = arguments.get("hidden_states")
+        if not isinstance(hidden, Tensor) or hidden.dim() != 5:
+            return None
+        grid = super().read_grid(pipe, transformer, {"hidden_states": hidden.transpose(1, 2)})
+        if grid is not None:
+            self._check_positions(grid, pipe)
+        return grid
 
     def pipeline_class(self, index: Mapping[str, Any], given: Collection[str]) -> str:
         """A text-to-video checkpoint also starts from a video."""
         if index["_class_name"] == TEXT_TO_VIDEO and "video" in given:
             return VIDEO_TO_VIDEO
         return super().pipeline_class(index, given)
-
-    def condition_frames(self, pipe: Any, latent_frames: int) -> tuple[int, ...]:
-        """The first frame in image-to-video; video-to-video starts from a noised video, so none."""
-        return (0,) if _is(pipe, IMAGE_TO_VIDEO) else ()
 
     def call_arguments(self, pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         """As many text tokens as the transformer has positions for; otherwise as they are.
@@ -190,7 +159,7 @@ class CogVideoXAdapter(ModelAdapter):
             LVSAError: for a missing video.
         """
         arguments = dict(arguments)
-        if _is(pipe, VIDEO_TO_VIDEO):
+        if is_pipeline(pipe, VIDEO_TO_VIDEO):
             wanted, video = arguments.pop("num_frames", None), arguments.get("video")
             if video is None:
                 raise LVSAError(f"{VIDEO_TO_VIDEO} was given no video; it needs one to start from")
@@ -208,7 +177,7 @@ class CogVideoXAdapter(ModelAdapter):
 
     def _pads(self, pipe: Any) -> bool:
         """Whether the pipeline makes whole frames of tokens of any number of latent frames."""
-        return self.patch_size(pipe)[0] == 1 or not _is(pipe, VIDEO_TO_VIDEO)
+        return self.patch_size(pipe)[0] == 1 or not is_pipeline(pipe, VIDEO_TO_VIDEO)
 
     def _token_frames(self, num_frames: int, pipe: Any) -> int | None:
         """Frames of tokens of a video; None for a length that is not on the grid."""
@@ -220,18 +189,19 @@ class CogVideoXAdapter(ModelAdapter):
             return None
         return -(-latent // p_t)
 
-    def _check_positions(
-        self, num_frames: int, height: int, width: int, grid: FrameGrid, pipe: Any
-    ) -> None:
+    def _check_positions(self, grid: FrameGrid, pipe: Any) -> None:
         """Stops where the model has no positions for a size; see `CogVideoXPatchEmbed`."""
-        config, factor = pipe.transformer.config, self.spatial_factor(pipe)
-        own_height, own_width = config.sample_height * factor, config.sample_width * factor
+        config: Any = pipe.transformer.config
+        height, width = grid.rows * grid.pixels_per_row, grid.columns * grid.pixels_per_column
+        most = config.sample_height // config.patch_size, config.sample_width // config.patch_size
+        own_height, own_width = most[0] * grid.pixels_per_row, most[1] * grid.pixels_per_column
         if config.use_learned_positional_embeddings:
-            if (height, width) != (own_height, own_width):
+            if (grid.rows, grid.columns) != most:
                 raise GridError(
                     f"{height} × {width} pixels: this model learned its position embeddings for "
                     f"{own_height} × {own_width} and makes no other size"
                 )
+            num_frames = grid.video_frames(grid.frames)
             if num_frames != config.sample_frames:
                 logger.warning(
                     "the position embeddings that this model learned are for %d frames; for %d "
@@ -239,14 +209,13 @@ class CogVideoXAdapter(ModelAdapter):
                     config.sample_frames,
                     num_frames,
                 )
-        elif config.patch_size_t is not None and _is_rotary(pipe):
-            p = config.patch_size
-            most = config.sample_height // p, config.sample_width // p
-            if grid.rows > most[0] or grid.columns > most[1]:
-                raise GridError(
-                    f"{height} × {width} pixels are more than this model's rotary positions reach; "
-                    f"largest height {most[0] * p * factor}, largest width {most[1] * p * factor}"
-                )
+            return
+        sliced = config.patch_size_t is not None and config.use_rotary_positional_embeddings
+        if sliced and (grid.rows > most[0] or grid.columns > most[1]):
+            raise GridError(
+                f"{height} × {width} pixels are more than this model's rotary positions reach; "
+                f"largest height {own_height}, largest width {own_width}"
+            )
 
     # Projections: text and video go through the same layers. The pipelines pass no mask: padded
     # text tokens are attended like the others, here as in `CogVideoXAttnProcessor2_0`.
@@ -256,7 +225,7 @@ class CogVideoXAdapter(ModelAdapter):
             q, k, v = attn.to_qkv(hidden).chunk(3, dim=-1)
         else:
             q, k, v = attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden)
-        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
+        q, k, v = (split_heads(attn, x) for x in (q, k, v))
         q = q if attn.norm_q is None else attn.norm_q(q)
         k = k if attn.norm_k is None else attn.norm_k(k)
         return q, k, v
@@ -282,9 +251,7 @@ class CogVideoXAdapter(ModelAdapter):
         return hidden, self.output_projection(attn, encoder_output, dtype)
 
     def attention_modules(self, transformer: nn.Module) -> Iterator[tuple[str, Any]]:
-        for path, module in transformer.named_modules():
-            if path.endswith(".attn1") and hasattr(module, "set_processor"):
-                yield path, module
+        return modules_named(transformer, "attn1")
 
     def install_processor(self, pipe: Any, processor: LVSAProcessor) -> int:
         # diffusers' `unfuse_qkv_projections` only brings the processors back: these say whether the
@@ -296,8 +263,3 @@ class CogVideoXAdapter(ModelAdapter):
                 else:
                     self._fused.discard(module)
         return super().install_processor(pipe, processor)
-
-
-def _is(pipe: Any, name: str) -> bool:
-    """Whether a pipeline is of this class or of one made from it."""
-    return any(cls.__name__ == name for cls in type(pipe).__mro__)

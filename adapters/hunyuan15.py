@@ -1,7 +1,6 @@
 """HunyuanVideo 1.5: video and text in one attention, the text masked, guidance in a guider."""
 
 import copy
-import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -10,61 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lvsa.adapters.base import ModelAdapter, split_heads
-from lvsa.adapters.known import Defaults, KnownModel
+from lvsa.adapters.base import QKV, ModelAdapter, is_pipeline, modules_named, split_heads
+from lvsa.adapters.checkpoints.hunyuan15 import HORIZON, HUNYUAN15
 from lvsa.errors import LVSAError
-from lvsa.processor import QKV
 from lvsa.rope import apply_rotary_3d_cos_sin
 
 logger = logging.getLogger(__name__)
 
 T2V, I2V = "HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"
-HORIZON = 33
-# Pixels, as the pipelines choose them for 16:9 from the transformer's `target_size`.
-SIZES = {"480p": (640, 480, 848), "720p": (960, 720, 1280)}
-
-
-def _known(resolution: str, pipeline: str, kind: str, guidance: float, steps: int) -> KnownModel:
-    target, height, width = SIZES[resolution]
-    task = "t2v" if pipeline == T2V else "i2v"
-    variant = f"{resolution}_{task}{kind and '_' + kind}"
-
-    def fits(pipe: Any) -> bool:
-        config = pipe.transformer.config
-        # Distilled weights have the configs of the others, but for these two traces.
-        is_kind = {
-            "step_distilled": config.use_meanflow,
-            "distilled": _guidance(pipe) == 1.0,
-            "": True,
-        }[kind]
-        return bool(config.target_size == target and is_kind)
-
-    return KnownModel(
-        name=f"HunyuanVideo 1.5 {resolution} {task.upper()}{kind and ' ' + kind.replace('_', ' ')}",
-        repository=f"hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-{variant}",
-        pipelines=(pipeline,),
-        horizon=HORIZON,
-        defaults=Defaults(height, width, num_frames=121, steps=steps, guidance=guidance, fps=24),
-        fits=fits,
-    )
-
-
-def _guidance(pipe: Any) -> float | None:
-    return getattr(getattr(pipe, "guider", None), "guidance_scale", None)
-
-
-# The first that fits counts, so that the more special ones come first.
-KNOWN = (
-    _known("480p", I2V, "step_distilled", 1.0, 12),
-    *(
-        _known(resolution, pipeline, kind, guidance, 50)
-        for kind, guidance in (("distilled", 1.0), ("", 6.0))
-        for resolution in SIZES
-        for pipeline in (T2V, I2V)
-        # Of the 720p T2V model no distilled weights are known.
-        if (resolution, pipeline, kind) != ("720p", T2V, "distilled")
-    ),
-)
 
 
 class HunyuanVideo15Adapter(ModelAdapter):
@@ -73,7 +25,7 @@ class HunyuanVideo15Adapter(ModelAdapter):
     name = "hunyuan15"
     pipelines = (T2V, I2V)
     horizon = HORIZON
-    known_models = KNOWN
+    known_models = HUNYUAN15
     tiled_vae = True
     replicated_methods = (
         "encode_prompt",
@@ -82,22 +34,6 @@ class HunyuanVideo15Adapter(ModelAdapter):
         "prepare_cond_latents_and_mask",
     )
 
-    # Geometry
-
-    def temporal_factor(self, pipe: Any) -> int:
-        return int(pipe.vae.config.temporal_compression_ratio)
-
-    def spatial_factor(self, pipe: Any) -> int:
-        return int(pipe.vae.config.spatial_compression_ratio)
-
-    def patch_size(self, pipe: Any) -> tuple[int, int, int]:
-        config = pipe.transformer.config
-        return int(config.patch_size_t), int(config.patch_size), int(config.patch_size)
-
-    def condition_frames(self, pipe: Any, latent_frames: int) -> tuple[int, ...]:
-        """The image is the first latent frame of image to video."""
-        return (0,) if _is_i2v(pipe) else ()
-
     def call_arguments(self, pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's arguments; its guidance scale goes to a guider of this pipeline's own.
 
@@ -105,20 +41,13 @@ class HunyuanVideo15Adapter(ModelAdapter):
         the model's `target_size` give. A size is checked against that one and then dropped.
 
         Raises:
-            LVSAError: for an argument that the pipeline lacks, a size that it would not make of
-                the image, or a guidance scale that its guider does not have.
+            LVSAError: for a size that the pipeline would not make of the image, or a guidance
+                scale that its guider does not have.
         """
         arguments = dict(arguments)
         guidance = arguments.pop("guidance_scale", None)
-        if _is_i2v(pipe):
+        if is_pipeline(pipe, I2V):
             _check_size(pipe, arguments)
-        known = inspect.signature(type(pipe).__call__).parameters
-        unknown = [name for name in arguments if name not in known]
-        if unknown:
-            raise LVSAError(
-                f"{type(pipe).__name__} takes no {', '.join(unknown)}; it takes "
-                f"{', '.join([*known][1:])} and guidance_scale"
-            )
         if guidance is not None:
             _set_guidance(pipe, float(guidance))
         return arguments
@@ -155,17 +84,13 @@ class HunyuanVideo15Adapter(ModelAdapter):
         assert encoder_output is not None, "every block attends video and text together"
         return hidden, attn.to_add_out(encoder_output.to(dtype))
 
-    # Integration
+    # Installation
 
     def attention_modules(self, transformer: nn.Module) -> Iterator[tuple[str, Any]]:
-        for path, module in transformer.named_modules():
+        for path, module in modules_named(transformer, "attn"):
             # The text refiner has attention of its own, over text only.
-            if path.startswith("transformer_blocks.") and path.endswith(".attn"):
+            if path.startswith("transformer_blocks."):
                 yield path, module
-
-
-def _is_i2v(pipe: Any) -> bool:
-    return any(cls.__name__ == I2V for cls in type(pipe).__mro__)
 
 
 def _check_size(pipe: Any, arguments: dict[str, Any]) -> None:

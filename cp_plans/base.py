@@ -33,11 +33,23 @@ class ModelPlan:
     inputs: Callable[[nn.Module, FrameGrid], Inputs]
 
 
+def patch_sizes(config: Any) -> tuple[int, int, int]:
+    """Latent frames, rows and columns per token, in either way that diffusers' configs say it.
+
+    ``patch_size`` is all three, or rows and columns alike beside ``patch_size_t``, which may
+    be missing: 1.
+    """
+    if isinstance(config.patch_size, int):
+        p_t = getattr(config, "patch_size_t", None) or 1
+        return p_t, config.patch_size, config.patch_size
+    p_t, p_h, p_w = config.patch_size
+    return p_t, p_h, p_w
+
+
 def latents_shape(transformer: Any, grid: FrameGrid) -> tuple[int, int, int, int, int]:
     """``[1, C, frames, height, width]`` of the latents that give this token grid."""
     config = transformer.config
-    patch = config.patch_size
-    p_t, p_h, p_w = patch if not isinstance(patch, int) else (1, patch, patch)
+    p_t, p_h, p_w = patch_sizes(config)
     return 1, config.in_channels, grid.frames * p_t, grid.rows * p_h, grid.columns * p_w
 
 

@@ -18,7 +18,7 @@ from diffusers.models._modeling_parallel import (
     ContextParallelOutput,
 )
 
-from lvsa.cp_plans.base import Inputs, ModelPlan, zeros
+from lvsa.cp_plans.base import Inputs, ModelPlan, latents_shape, zeros
 from lvsa.shards import FrameGrid
 
 SPLITS: dict[str, ContextParallelModelPlan] = {
@@ -29,11 +29,9 @@ SPLITS: dict[str, ContextParallelModelPlan] = {
 
 def _inputs(transformer: Any, grid: FrameGrid) -> Inputs:
     config = transformer.config
-    p, p_t = config.patch_size, config.patch_size_t or 1
-    # Here the frames stand before the channels.
-    latents = (1, grid.frames * p_t, config.in_channels, grid.rows * p, grid.columns * p)
+    batch, channels, frames, height, width = latents_shape(transformer, grid)
     return {
-        "hidden_states": zeros(*latents),
+        "hidden_states": zeros(batch, frames, channels, height, width),
         "encoder_hidden_states": zeros(1, config.max_text_seq_length, config.text_embed_dim),
         "timestep": zeros(1, dtype=torch.int64),
         "ofs": zeros(1) if config.ofs_embed_dim else None,

@@ -17,7 +17,7 @@ from diffusers.models._modeling_parallel import (
 from torch import Tensor
 from torch.fx.experimental import _config as fx_config
 
-from lvsa.cp_plans.base import Inputs, ModelPlan, zeros
+from lvsa.cp_plans.base import Inputs, ModelPlan, latents_shape, zeros
 from lvsa.shards import FrameGrid
 
 # A trial needs texts of some length; how long they are changes nothing about the video.
@@ -64,11 +64,9 @@ def _unread(*shape: int) -> Tensor:
 
 def _inputs(transformer: Any, grid: FrameGrid) -> Inputs:
     config = transformer.config
-    patch, patch_t, n = config.patch_size, config.patch_size_t, TRIAL_TEXT_TOKENS
+    n = TRIAL_TEXT_TOKENS
     return {
-        "hidden_states": zeros(
-            1, config.in_channels, grid.frames * patch_t, grid.rows * patch, grid.columns * patch
-        ),
+        "hidden_states": zeros(*latents_shape(transformer, grid)),
         "timestep": zeros(1),
         "timestep_r": zeros(1) if config.use_meanflow else None,
         "encoder_hidden_states": _unread(1, n, config.text_embed_dim),

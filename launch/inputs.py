@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lvsa.adapters.base import ModelAdapter
-from lvsa.adapters.known import Defaults
+from lvsa.adapters.checkpoints import Defaults
 from lvsa.errors import LVSAError
 from lvsa.launch.config import GenerateConfig
 from lvsa.settings import flag

@@ -12,18 +12,17 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-from lvsa.adapters import get_adapter, known_adapters
+from lvsa.adapters import known_adapters
 from lvsa.adapters.base import ModelAdapter
-from lvsa.adapters.known import Defaults, KnownModel
+from lvsa.adapters.checkpoints import Defaults, all_checkpoints
+from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.errors import UnknownModel
 
 logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 # Models that come along, with the defaults that a pipeline's class cannot know.
-EMBEDDED: dict[str, Defaults] = {
-    "tiny-wan": Defaults(height=64, width=64, num_frames=81, steps=16, guidance=2.5, fps=16),
-}
+EMBEDDED: dict[str, Defaults] = {TINY_WAN.name: TINY_WAN.defaults}
 ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder")
 INDEX = "model_index.json"
 # Enough of a repository to know its geometry: some kilobytes.
@@ -151,19 +150,13 @@ def defaults_for(source: ModelSource, adapter: ModelAdapter, skeleton: Any) -> D
     return None
 
 
-def all_known_models() -> list[tuple[str, KnownModel]]:
-    """Adapter name and checkpoint, for every family."""
-    return [(name, model) for name in known_adapters() for model in get_adapter(name).known_models]
-
-
 def models_table() -> str:
     """The known checkpoints with their defaults, for ``--help-models``."""
     head = ("model", "hub id", "size", "frames", "steps", "guidance", "fps", "horizon")
     rows = [head]
-    for name, d in EMBEDDED.items():
-        rows.append((name, "(comes along)", *_columns(d), "21"))
-    for _, model in all_known_models():
-        rows.append((model.name, model.repository, *_columns(model.defaults), str(model.horizon)))
+    for _, model in all_checkpoints():
+        origin = model.repository or "(comes along)"
+        rows.append((model.name, origin, *_columns(model.defaults), str(model.horizon)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows

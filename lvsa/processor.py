@@ -4,48 +4,16 @@ It knows the engine and, through an adapter, the model: projections and rotation
 attention is LVSA's. It runs sparse attention or stops with an error; it never runs dense instead.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from lvsa.attention import LVSAttention, TextTokens, valid_positions
 from lvsa.errors import LVSAError
 from lvsa.layout import full_layout
+from lvsa.model import QKV, AttentionAdapter, CrossAttentionAdapter
 
-QKV = tuple[Tensor, Tensor, Tensor]
-
-
-class ModelFacts(Protocol):
-    """What the processor asks of a model; `lvsa.adapters.base.ModelAdapter` answers it."""
-
-    def extract_qkv(self, attn: Any, hidden: Tensor, encoder: Tensor | None) -> QKV: ...
-
-    def extract_encoder_qkv(self, attn: Any, encoder: Tensor) -> QKV | None: ...
-
-    def split_encoder_for_cross_attn(
-        self, attn: Any, encoder: Tensor
-    ) -> tuple[Tensor | None, Tensor]: ...
-
-    def extract_cross_attn_kv(self, attn: Any, encoder: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def apply_rotary(
-        self, q: Tensor, k: Tensor, rotary_emb: Any, local_seq: int, rank: int, world: int
-    ) -> tuple[Tensor, Tensor]: ...
-
-    def cross_attention(
-        self, attn: Any, query: Tensor, encoder_image: Tensor, backend: Any
-    ) -> Tensor: ...
-
-    def output_projection(self, attn: Any, hidden: Tensor, query_dtype: Any) -> Tensor: ...
-
-    def format_output(
-        self,
-        attn: Any,
-        hidden: Tensor,
-        encoder_output: Tensor | None,
-        encoder_seq_len: int,
-        dtype: Any,
-    ) -> Any: ...
+__all__ = ["QKV", "LVSAProcessor"]
 
 
 class LVSAProcessor:
@@ -56,7 +24,7 @@ class LVSAProcessor:
         attention: the engine; shared by all blocks of all transformers of a pipeline.
     """
 
-    def __init__(self, adapter: ModelFacts, attention: LVSAttention) -> None:
+    def __init__(self, adapter: AttentionAdapter, attention: LVSAttention) -> None:
         self.adapter, self.attention = adapter, attention
         self._mask: Tensor | None = None
         self._valid: tuple[Tensor, ...] = ()
@@ -104,6 +72,12 @@ class LVSAProcessor:
     def _cross_attention(self, attn: Any, q: Tensor, encoder: Tensor) -> Any:
         """Video queries over text (and image) embeddings: local, since those are not cut."""
         adapter = self.adapter
+        if not isinstance(adapter, CrossAttentionAdapter):
+            raise LVSAError(
+                f"{type(adapter).__name__} serves no cross-attention, and its processor was "
+                f"installed on {type(attn).__name__}, which was given encoder states. Leave the "
+                "model's own processor on it, or add CrossAttentionAdapter to the adapter"
+            )
         image, text = adapter.split_encoder_for_cross_attn(attn, encoder)
         k, v = adapter.extract_cross_attn_kv(attn, text)
         everything = full_layout(q.shape[1], k.shape[1])

@@ -12,7 +12,8 @@ from diffusers.models._modeling_parallel import ContextParallelInput, ContextPar
 
 import lvsa
 from lvsa.adapters import adapter_for
-from lvsa.adapters.hunyuan15 import HORIZON, KNOWN, HunyuanVideo15Adapter
+from lvsa.adapters.checkpoints.hunyuan15 import HORIZON, HUNYUAN15
+from lvsa.adapters.hunyuan15 import HunyuanVideo15Adapter
 from lvsa.cp_plans import plan_for
 from lvsa.cp_plans.apply import validate_plan
 from lvsa.errors import LVSAError, PlanError, SequenceError
@@ -298,7 +299,7 @@ def test_known_models(pipeline, config, guidance, repository):
 
 def test_default_sizes_are_those_that_the_pipelines_choose(folders):
     processor = load(folders["i2v"]).video_processor
-    for known in KNOWN:
+    for known in HUNYUAN15:
         size = (known.defaults.height, known.defaults.width)
         target = 640 if "480p" in known.repository else 960
         assert processor.calculate_default_height_width(9, 16, target) == size
@@ -338,7 +339,6 @@ def disabled():
 @pytest.mark.parametrize(
     ("guider", "arguments", "message"),
     [
-        (None, {"fps": 24}, "takes no fps; it takes prompt, negative_prompt"),
         (NoScale(), {"guidance_scale": 3.0}, "is NoScale, which has none"),
         (disabled(), {"guidance_scale": 3.0}, "guider is disabled"),
     ],

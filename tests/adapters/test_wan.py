@@ -7,9 +7,8 @@ import torch
 
 import lvsa
 from lvsa.errors import LVSAError, RankMismatch, SequenceError
-from lvsa.processor import LVSAProcessor
 from tests.support.ranks import run_ranks
-from tests.support.tiny import wan_pipeline, wan_transformer
+from tests.support.tiny import wan_pipeline
 
 FRAMES, HEIGHT, WIDTH = 45, 32, 48  # 12 latent frames of 2 × 3 tokens
 SETTINGS = lvsa.LVSASettings(
@@ -176,25 +175,6 @@ def other_pattern(rank, world):
 
 def test_another_pattern_on_a_rank_stops_all_ranks():
     run_ranks(2, other_pattern)
-
-
-def test_cross_attention_through_the_processor_equals_stock():
-    """Adapters may install the processor on cross-attention too: text, and text with image."""
-    for image_dim in (None, 8):
-        torch.manual_seed(0)
-        model = wan_transformer(image_dim=image_dim, added_kv_proj_dim=24 if image_dim else None)
-        attn = model.blocks[0].attn2.eval()
-        hidden, encoder = torch.randn(2, 72, 24), torch.randn(2, 512 + (5 if image_dim else 0), 24)
-        stock = attn(hidden, encoder)
-        pipe = wan_pipeline()
-        with lvsa.enable(pipe, num_frames=FRAMES, height=HEIGHT, width=WIDTH) as session:
-            attn.set_processor(LVSAProcessor(session.adapter, session.attention))
-            torch.testing.assert_close(attn(hidden, encoder), stock, rtol=1e-5, atol=1e-5)
-            mask = torch.ones(2, encoder.shape[1], dtype=torch.bool)
-            with pytest.raises(LVSAError, match="applies no mask in cross-attention"):
-                attn(hidden, encoder, mask)
-            with pytest.raises(LVSAError, match="a mask over video tokens"):
-                pipe.transformer.blocks[0].attn1(hidden, None, mask)
 
 
 def test_fused_projections():

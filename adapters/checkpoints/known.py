@@ -1,0 +1,97 @@
+"""One published checkpoint as data: what it was trained on, how it is usually run, how it is known.
+
+Nothing here imports torch: tables of models are printed in a moment.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a generation takes where the user says nothing."""
+
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    num_frames: int
+    """Video frames."""
+    steps: int
+    """Denoising steps."""
+    guidance: float
+    """Scale of classifier-free guidance."""
+    fps: int
+    """Video frames per second."""
+
+
+class Presence(Enum):
+    """What a config says of a component or an entry whose value does not matter."""
+
+    ABSENT = "absent"
+    """None, or not there at all."""
+    GIVEN = "given"
+    """Anything but None."""
+
+
+ABSENT, GIVEN = Presence.ABSENT, Presence.GIVEN
+
+Configs = Mapping[str, Presence | Mapping[str, Any]]
+"""Component of the pipeline → whether it is there, or entries of its config and their values."""
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """One checkpoint, or several that differ in nothing that counts here."""
+
+    name: str
+    """As its authors call it."""
+    repository: str | None
+    """Id on the model hub; None for a model that comes along, in the folder assets/<name>."""
+    pipelines: tuple[str, ...]
+    """Pipeline classes that load it."""
+    horizon: int
+    """Latent frames of its training videos."""
+    defaults: Defaults
+    configs: Configs
+    """What the configs of its components say; the first checkpoint that matches is taken."""
+
+    def fits(self, pipe: Any) -> bool:
+        """Whether a pipeline, or a skeleton of one, has this checkpoint's class and configs."""
+        return type(pipe).__name__ in self.pipelines and all(
+            _fits(wanted, getattr(pipe, component, None))
+            for component, wanted in self.configs.items()
+        )
+
+
+def _fits(wanted: Presence | Mapping[str, Any], component: Any) -> bool:
+    if isinstance(wanted, Presence) or component is None:
+        return _matches(wanted, component)
+    return all(
+        _matches(value, getattr(component.config, entry, None)) for entry, value in wanted.items()
+    )
+
+
+def _matches(wanted: Any, value: Any) -> bool:
+    if isinstance(wanted, Presence):
+        return (value is None) == (wanted is ABSENT)
+    return bool(wanted == value)
+
+
+def recognize(models: Iterable[KnownModel], pipe: Any) -> KnownModel | None:
+    """The checkpoint that a pipeline, or a skeleton of one, was loaded from.
+
+    Of several with the same configs it is the one that the pipeline's hub id names, or else the
+    first.
+
+    Returns:
+        None for a checkpoint that is none of these.
+    """
+    fitting = [model for model in models if model.fits(pipe)]
+    if not fitting:
+        return None
+    same = [model for model in fitting if model.configs == fitting[0].configs]
+    origin = getattr(pipe, "name_or_path", None)
+    return next((model for model in same if model.repository == (origin or "")), same[0])
