@@ -5,7 +5,9 @@ not. Those, and commands inside the text, are checked: scripts and targets exist
 known to the program that they are given to.
 """
 
+import ast
 import functools
+import inspect
 import json
 import os
 import re
@@ -20,13 +22,16 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 
+import lvsa
 from lvsa.launch.config import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CARD = ROOT / "assets" / "tiny-wan" / "README.md"
 # How commands begin that cannot run here as they are written, and what they need.
 NEEDS = {
-    "make": "minutes, and an environment of its own",
+    "make test": "minutes: these tests",
+    "make check": "minutes: these tests",
     "torchrun --nproc_per_node=8": "GPUs and weights",
     "sbatch": "Slurm",
     "pip install": "the network",
@@ -104,6 +109,12 @@ def clone(tmp_path_factory):
     index |= {"text_encoder": ["transformers", "UMT5EncoderModel"], "_class_name": "WanPipeline"}
     index |= {"tokenizer": ["transformers", "T5TokenizerFast"]}
     (model / "model_index.json").write_text(json.dumps(index))
+    # What `make install` would make.
+    environment = root / ".venv"
+    environment.mkdir()
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (environment / name).symlink_to(Path(sys.prefix) / name)
+    (environment / ".installed").touch()
     return root
 
 
@@ -207,6 +218,40 @@ def test_the_plan_that_readme_shows_is_the_one_that_is_printed(clone):
     shown = next(code for language, code in FENCE.findall(text) if code.startswith("sequence "))
     done = run(command, clone)
     assert shown in done.stdout + done.stderr
+
+
+def test_the_first_command_makes_a_video_and_its_record(clone):
+    done = run("make generate", clone)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = (ROOT / "README.md").read_text()
+    (video,) = re.findall(r"`(outputs/[\w-]+\.mp4)`", text)
+    assert (clone / video).stat().st_size > 1000
+    record = (clone / video).with_suffix(".json").read_text()
+    assert json.loads(record)["versions"]["torch"] == torch.__version__
+    assert '"a red circle bounces"' in record
+
+
+def test_the_code_of_the_model_card_runs_as_written(clone):
+    (code,) = (code for language, code in FENCE.findall(CARD.read_text()) if language == "python")
+    (clone / "card.py").write_text(code + "\nassert len(video) == 81\n")
+    done = run("python card.py", clone)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_readme_calls_the_library_by_names_that_exist():
+    """Its code needs a GPU and weights: names and keywords are held against the package."""
+    (code,) = (
+        code
+        for language, code in FENCE.findall((ROOT / "README.md").read_text())
+        if language == "python"
+    )
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    calls = {ast.unparse(call.func): call for call in calls}
+    assert "lvsa.enable" in calls
+    for name, call in calls.items():
+        if name.startswith("lvsa."):
+            known = inspect.signature(getattr(lvsa, name.removeprefix("lvsa."))).parameters
+            assert {keyword.arg for keyword in call.keywords} - {None} <= set(known)
 
 
 def test_nothing_is_forgotten():
