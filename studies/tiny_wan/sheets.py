@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import imageio.v3 as imageio
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lvsa.launch.output import written_whole
@@ -24,4 +24,4 @@ def save_sheet(videos: Tensor, path: Path, columns: int = 9) -> None:
     rows = padded.permute(0, 3, 2, 4, 1).flatten(0, 1).flatten(1, 2)
     pixels = ((rows.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
     with written_whole(path) as part:
-        imageio.imwrite(part, pixels)
+        Image.fromarray(pixels).save(part, format="PNG")

@@ -3,10 +3,8 @@
 import json
 from pathlib import Path
 
-import imageio.v3 as imageio
-import numpy as np
-
 from lvsa.errors import LVSAError
+from lvsa.launch.encoder import write_video
 from lvsa.studies.quality import evaluate
 from tests.support.drawn import orbit, still, video_of
 from tests.support.errors import refuses
@@ -15,8 +13,7 @@ from tests.support.errors import refuses
 def test_files_are_measured(tmp_path: Path) -> None:
     paths = {"moving": orbit(41, 60), "still": still(41)}
     for name, path in paths.items():
-        pixels = (video_of(path) * 255).round().astype(np.uint8)
-        imageio.imwrite(tmp_path / f"{name}.mp4", pixels, fps=16, macro_block_size=16)
+        write_video(tmp_path / f"{name}.mp4", video_of(path), fps=16)
     videos = tuple(tmp_path / f"{name}.mp4" for name in paths)
     output = tmp_path / "measures.json"
     rows = evaluate.evaluate(evaluate.Evaluation(videos, caption="a red circle", output=output))
