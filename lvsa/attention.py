@@ -162,7 +162,7 @@ class LVSAttention:
             SequenceError: for another number of tokens than this rank's share of T·P.
             LVSAError: where gradients are asked for.
         """
-        self._check(q_BLHD, k_BLHD, v_BLHD)
+        self._check(q_BLHD, k_BLHD, v_BLHD, text)
         text_out = None if text is None else self._start_text(text, k_BLHD, v_BLHD, scale)
         state: AttentionState | None = None
         offset = self.pattern.offset(self.step)
@@ -180,9 +180,10 @@ class LVSAttention:
         finished = None if text_out is None else text_out.finish().to(q_BLHD.dtype)
         return state.out_BLHD.to(q_BLHD.dtype), finished
 
-    def _check(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def _check(self, q: Tensor, k: Tensor, v: Tensor, text: TextTokens | None) -> None:
         L = self.local_tokens
-        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        inputs = (q, k, v) if text is None else (q, k, v, *text[:3])
+        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             raise LVSAError(
                 "LVSA's attention has no gradients: queries, keys or values require one; call the "
                 "model under torch.no_grad() or torch.inference_mode()"

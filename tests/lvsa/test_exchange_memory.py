@@ -7,7 +7,7 @@ import torch
 
 from lvsa.exchange import EXCHANGES
 from lvsa.exchange.base import token_bytes
-from tests.support.engines import long_sparse, random_shard
+from tests.support.engines import long_sparse, random_qkv
 from tests.support.memory import KeyValueMemory
 from tests.support.ranks import run_ranks
 
@@ -17,7 +17,7 @@ def measured_memory(rank, world):
     found = {}
     for exchange in EXCHANGES:
         engine = long_sparse(world, exchange)
-        q, k, v = random_shard(engine.local_tokens, rank)
+        q, k, v = random_qkv(engine.local_tokens, rank)
         with KeyValueMemory(k, v) as memory:
             engine(q, k, v)
         everything = engine.grid.tokens * token_bytes(1, 2, 8, torch.float32)

@@ -13,7 +13,7 @@ from lvsa.keyframes import even, published
 from lvsa.pattern import Pattern
 from lvsa.shards import FrameGrid, Shards
 from tests.support.cuts import cuts
-from tests.support.engines import long_sparse, random_shard
+from tests.support.engines import long_sparse, random_qkv
 from tests.support.patterns import as_sets
 from tests.support.ranks import run_ranks
 
@@ -148,7 +148,7 @@ def received(rank, world, exchange, dtype):
     """Bytes that the engine counts, against those of the tables, with text and without."""
     engine = long_sparse(world, exchange, rotate=True, P=3)
     B, H, D, X = 2, 2, 8, 5
-    text = [x.to(dtype) for x in random_shard(X, 99, B)]
+    text = [x.to(dtype) for x in random_qkv(X, 99, B)]
     mask = torch.ones(B, X, dtype=torch.bool)
     mask[0, 3:] = False
     token = token_bytes(B, H, D, dtype)
@@ -156,7 +156,7 @@ def received(rank, world, exchange, dtype):
     for step in STEPS:
         engine.step = step
         before = engine.received.kv_bytes
-        q, k, v = (x.to(dtype) for x in random_shard(engine.local_tokens, rank, B))
+        q, k, v = (x.to(dtype) for x in random_qkv(engine.local_tokens, rank, B))
         engine(q, k, v, TextTokens(*text, valid=valid_positions(mask)))
         assert engine.received.kv_bytes - before == table[step % 32, rank] * token
     assert engine.received.calls == len(STEPS)
@@ -188,7 +188,7 @@ def another_configuration(rank, world):
     expected = 0
     for pattern, grid in (*pairs, pairs[0]):
         engine.configure(pattern, grid)
-        engine(*random_shard(engine.local_tokens, rank))
+        engine(*random_qkv(engine.local_tokens, rank))
         expected += (grid.tokens - engine.local_tokens) * token_bytes(1, 2, 8, torch.float32)
         assert engine.received.kv_bytes == expected
 

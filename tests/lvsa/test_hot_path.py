@@ -9,16 +9,16 @@ from lvsa.backends.sdpa import SDPABackend
 from lvsa.exchange import EXCHANGES
 from lvsa.layout import Piece, build_layout
 from lvsa.shards import FrameGrid, Shards
-from tests.support.engines import long_sparse, random_shard
+from tests.support.engines import long_sparse, random_qkv
 from tests.support.hot_path import Planned, hot_path, no_numpy, no_planning
 from tests.support.ranks import run_ranks
 
 
 def call_at_all_offsets(rank, world, exchange):
     engine = long_sparse(world, exchange, rotate=True, frames=16, interval=4)
-    text = TextTokens(*random_shard(5, 99), valid=valid_positions(torch.ones(1, 5)))
+    text = TextTokens(*random_qkv(5, 99), valid=valid_positions(torch.ones(1, 5)))
     offsets = engine.pattern.n_offsets
-    shards = [random_shard(engine.local_tokens, rank + step) for step in range(offsets + 2)]
+    shards = [random_qkv(engine.local_tokens, rank + step) for step in range(offsets + 2)]
     # In one call for each tile, and with tiles in batches.
     for engine.backend in (SDPABackend(gather_bytes=1), SDPABackend()):
         with hot_path():
@@ -106,7 +106,7 @@ def test_a_plan_made_in_a_call_is_seen(exchange, monkeypatch):
         yield from stream(self, k, v, offset)
 
     monkeypatch.setattr(EXCHANGES[exchange], "stream", planning)
-    q, k, v = random_shard(engine.local_tokens, 0)
+    q, k, v = random_qkv(engine.local_tokens, 0)
     engine(q, k, v)
     with hot_path(), pytest.raises(Planned):
         engine(q, k, v)
