@@ -13,6 +13,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import lvsa
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IGNORED = shutil.ignore_patterns(".*", "__pycache__", "outputs", "build", "dist", "*.egg-info")
@@ -65,7 +67,7 @@ def test_the_wheel_says_what_the_project_says(wheel):
 
 def test_files_name_one_version_and_one_license():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == PROJECT["version"]
+    assert citation["version"] == PROJECT["version"] == lvsa.__version__
     assert citation["license"] == PROJECT["license"]
     assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text()
 
