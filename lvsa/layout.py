@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lvsa.pattern import Bools, Ints
 from lvsa.shards import TokenRange
+from lvsa.strips import Strips, cut_strips
+from lvsa.tiles import Tile, TileGroup, group_tiles
 
 
 class Piece(NamedTuple):
@@ -25,63 +26,6 @@ class Piece(NamedTuple):
     start: int
     stop: int
     position: int
-
-
-class Tile(NamedTuple):
-    """Local queries [start, stop) and the ranges of the block that each of them attends."""
-
-    start: int
-    stop: int
-    keys: tuple[TokenRange, ...]
-
-    @property
-    def n_queries(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def n_keys(self) -> int:
-        return sum(stop - start for start, stop in self.keys)
-
-
-@dataclass(frozen=True)
-class TileGroup:
-    """Tiles of one shape, queries × keys: they can share one kernel call.
-
-    The token indices of n tiles with up to R ranges follow from small tables: position j of a
-    tile's keys is token j + Σ_r jumps[r] · (j ≥ edges[r]) of the block.
-
-    Args:
-        tiles: n of them.
-        first_query: ``[n]`` int64, where each tile's queries begin.
-        edges: ``[n, R]`` int64, position at which each range begins among the tile's keys.
-        jumps: ``[n, R]`` int64, tokens of the block left out before each range.
-    """
-
-    tiles: tuple[Tile, ...]
-    first_query: Tensor
-    edges: Tensor
-    jumps: Tensor
-
-    @property
-    def n_queries(self) -> int:
-        """Queries of each tile."""
-        return self.tiles[0].n_queries
-
-    @property
-    def n_keys(self) -> int:
-        """Keys of each tile."""
-        return self.tiles[0].n_keys
-
-    def query_tokens(self, first: int, last: int) -> Tensor:
-        """``[last − first, queries]``: local query tokens of the tiles first … last − 1."""
-        position = torch.arange(self.n_queries, device=self.first_query.device)
-        return self.first_query[first:last, None] + position
-
-    def key_tokens(self, first: int, last: int) -> Tensor:
-        """``[last − first, keys]``: tokens of the block that these tiles attend."""
-        position = torch.arange(self.n_keys, device=self.edges.device)
-        reached = position >= self.edges[first:last, :, None]
-        return position + (reached * self.jumps[first:last, :, None]).sum(1)
 
 
 @dataclass(frozen=True)
@@ -94,6 +38,7 @@ class BlockLayout:
         common: ranges that every query attends (the anchors). They cost a kernel one call for all
             queries and one copy of their keys, where tile by tile they would be copied for each.
         groups: the tiles without the common ranges, those of one shape together.
+        strips: all tiles with all their ranges, for kernels of one launch.
         covers_all_queries: whether every local query attends something in this block.
         groups_cover_all_queries: whether every local query has a tile in the groups.
         pairs: (query, key) token pairs; the FLOPs of a head are 4·D times this.
@@ -103,22 +48,15 @@ class BlockLayout:
     n_queries: int
     common: tuple[TokenRange, ...]
     groups: tuple[TileGroup, ...]
+    strips: Strips
     covers_all_queries: bool
     groups_cover_all_queries: bool
     pairs: int
 
     def to(self, device: torch.device | str) -> "BlockLayout":
         """The same layout with its tables on a device."""
-        groups = tuple(
-            replace(
-                group,
-                first_query=group.first_query.to(device),
-                edges=group.edges.to(device),
-                jumps=group.jumps.to(device),
-            )
-            for group in self.groups
-        )
-        return replace(self, groups=groups)
+        groups = tuple(group.to(device) for group in self.groups)
+        return replace(self, groups=groups, strips=self.strips.to(device))
 
 
 def layout_of(tiles: Sequence[Tile], n_queries: int) -> BlockLayout:
@@ -129,7 +67,8 @@ def layout_of(tiles: Sequence[Tile], n_queries: int) -> BlockLayout:
         tiles=tuple(tiles),
         n_queries=n_queries,
         common=common,
-        groups=_groups(rest),
+        groups=group_tiles(rest),
+        strips=cut_strips(tiles, n_queries),
         covers_all_queries=covered == n_queries,
         groups_cover_all_queries=sum(tile.n_queries for tile in rest) == n_queries,
         pairs=sum(tile.n_queries * tile.n_keys for tile in tiles),
@@ -156,28 +95,6 @@ def _split_common(
         if own.any()
     ]
     return _join(edges[:-1][common], edges[1:][common]), rest
-
-
-def _groups(tiles: Sequence[Tile]) -> tuple[TileGroup, ...]:
-    """Tiles of the same shape together, in order of their first tile."""
-    by_shape: dict[tuple[int, int], list[Tile]] = {}
-    for tile in tiles:
-        by_shape.setdefault((tile.n_queries, tile.n_keys), []).append(tile)
-    return tuple(_group(group) for group in by_shape.values())
-
-
-def _group(tiles: list[Tile]) -> TileGroup:
-    most = max(len(tile.keys) for tile in tiles)
-    # A tile with fewer ranges than others has further ones that none of its keys reaches.
-    edges = np.full((len(tiles), most), tiles[0].n_keys, dtype=np.int64)
-    jumps = np.zeros((len(tiles), most), dtype=np.int64)
-    for row, tile in enumerate(tiles):
-        position, before = 0, 0
-        for column, (start, stop) in enumerate(tile.keys):
-            edges[row, column], jumps[row, column] = position, start - before
-            position, before = position + stop - start, stop
-    first_query = torch.tensor([tile.start for tile in tiles], dtype=torch.int64)
-    return TileGroup(tuple(tiles), first_query, torch.from_numpy(edges), torch.from_numpy(jumps))
 
 
 def pack(intervals: Iterable[TokenRange]) -> tuple[Piece, ...]:
