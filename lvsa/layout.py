@@ -17,7 +17,7 @@ import torch
 from lvsa.pattern import Bools, Ints
 from lvsa.shards import TokenRange
 from lvsa.strips import Strips, cut_strips
-from lvsa.tiles import Tile, TileGroup, group_tiles
+from lvsa.tiles import Tile, TileGroup, TileRun, group_tiles
 
 
 class Piece(NamedTuple):
@@ -37,20 +37,22 @@ class BlockLayout:
         n_queries: L, local queries.
         common: ranges that every query attends (the anchors). They cost a kernel one call for all
             queries and one copy of their keys, where tile by tile they would be copied for each.
-        groups: the tiles without the common ranges, those of one shape together.
+        runs, groups: the tiles without the common ranges: those that are evenly spaced, and the
+            others, those of one shape together.
         strips: all tiles with all their ranges, for kernels of one launch.
         covers_all_queries: whether every local query attends something in this block.
-        groups_cover_all_queries: whether every local query has a tile in the groups.
+        rest_covers_all_queries: whether every local query has a tile in the runs and groups.
         pairs: (query, key) token pairs; the FLOPs of a head are 4·D times this.
     """
 
     tiles: tuple[Tile, ...]
     n_queries: int
     common: tuple[TokenRange, ...]
+    runs: tuple[TileRun, ...]
     groups: tuple[TileGroup, ...]
     strips: Strips
     covers_all_queries: bool
-    groups_cover_all_queries: bool
+    rest_covers_all_queries: bool
     pairs: int
 
     def to(self, device: torch.device | str) -> "BlockLayout":
@@ -63,14 +65,16 @@ def layout_of(tiles: Sequence[Tile], n_queries: int) -> BlockLayout:
     """The layout of these tiles, with everything that kernels read of it."""
     covered = sum(tile.n_queries for tile in tiles)
     common, rest = _split_common(tiles, covered == n_queries)
+    runs, groups = group_tiles(rest)
     return BlockLayout(
         tiles=tuple(tiles),
         n_queries=n_queries,
         common=common,
-        groups=group_tiles(rest),
+        runs=runs,
+        groups=groups,
         strips=cut_strips(tiles, n_queries),
         covers_all_queries=covered == n_queries,
-        groups_cover_all_queries=sum(tile.n_queries for tile in rest) == n_queries,
+        rest_covers_all_queries=sum(tile.n_queries for tile in rest) == n_queries,
         pairs=sum(tile.n_queries * tile.n_keys for tile in tiles),
     )
 

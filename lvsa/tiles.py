@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,23 @@ class Tile(NamedTuple):
     @property
     def n_keys(self) -> int:
         return sum(stop - start for start, stop in self.keys)
+
+
+@dataclass(frozen=True)
+class TileRun:
+    """Evenly spaced tiles of one shape with one range each: one strided view holds all of them.
+
+    Args:
+        first: the first tile.
+        count: how many tiles, at least two.
+        query_step: tokens from the queries of one to those of the next.
+        key_step: tokens from the keys of one to those of the next; 0 where they share them.
+    """
+
+    first: Tile
+    count: int
+    query_step: int
+    key_step: int
 
 
 @dataclass(frozen=True)
@@ -77,12 +95,36 @@ class TileGroup:
         return position + (reached * self.jumps[first:last, :, None]).sum(1)
 
 
-def group_tiles(tiles: Sequence[Tile]) -> tuple[TileGroup, ...]:
-    """Tiles of the same shape together, in order of their first tile."""
+def group_tiles(tiles: Sequence[Tile]) -> tuple[tuple[TileRun, ...], tuple[TileGroup, ...]]:
+    """Tiles that are evenly spaced, and the others by shape, in order of their first tile."""
     by_shape: dict[tuple[int, int], list[Tile]] = {}
     for tile in tiles:
         by_shape.setdefault((tile.n_queries, tile.n_keys), []).append(tile)
-    return tuple(_group(group) for group in by_shape.values())
+    runs: list[TileRun] = []
+    groups: list[TileGroup] = []
+    for equal in by_shape.values():
+        others = [tile for tile in equal if len(tile.keys) > 1]
+        single = [tile for tile in equal if len(tile.keys) == 1]
+        while single:
+            run = _run(single)
+            if run is None:
+                others.append(single.pop(0))
+            else:
+                runs.append(run)
+                del single[: run.count]
+        if others:
+            groups.append(_group(sorted(others)))
+    return tuple(runs), tuple(groups)
+
+
+def _run(tiles: Sequence[Tile]) -> TileRun | None:
+    """The run that begins with the first of these tiles, which have one range each."""
+    steps = [(b.start - a.start, b.keys[0][0] - a.keys[0][0]) for a, b in pairwise(tiles)]
+    # A view cannot step backwards.
+    if not steps or steps[0][1] < 0:
+        return None
+    count = 1 + sum(1 for _ in takewhile(lambda step: step == steps[0], steps))
+    return TileRun(tiles[0], count, *steps[0])
 
 
 def _group(tiles: list[Tile]) -> TileGroup:

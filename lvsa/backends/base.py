@@ -1,10 +1,12 @@
 """What an attention kernel must do."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
+from lvsa.errors import LVSAError
 from lvsa.layout import BlockLayout
 from lvsa.merge import AttentionState
 
@@ -13,6 +15,34 @@ class Backend(ABC):
     """A block-sparse attention kernel. Layouts come with every table that it reads."""
 
     name: ClassVar[str]
+
+    @classmethod
+    def on(cls, device: torch.device, kernel: str | None = None) -> Self:
+        """The backend for tensors on a device.
+
+        Args:
+            device: where the tensors will be.
+            kernel: which of its kernels, from a name like ``sdpa:flash``; None to let it choose.
+
+        Raises:
+            LVSAError: for a kernel that it does not have.
+            BackendUnavailable: where it cannot run; names what to install, or what runs there.
+        """
+        if kernel is not None:
+            raise LVSAError(f"backend {cls.name!r} has no kernels to choose from, {kernel!r} or any")
+        return cls()
+
+    def check(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+        """What will run for such tensors, in a line for the log.
+
+        Raises:
+            BackendUnavailable: where nothing would.
+        """
+        return self.name
+
+    def describe(self) -> str:
+        """The backend and the kernels that have run, for the record of a generation."""
+        return self.name
 
     @abstractmethod
     def attend(

@@ -1,196 +1,232 @@
-"""The SDPA backend: PyTorch's own flash and memory-efficient kernels, on CPU and CUDA.
+"""The SDPA backend: PyTorch's own fused kernels, on CPU, NVIDIA and AMD GPUs.
 
-Each tile is one kernel call over the keys it attends, so the work is proportional to the density
-of the pattern. Tiles of equal shape that are too small to fill the machine share one call.
+Which of them runs is a rule of device, dtype and head dimension, `choose_kernel`, unless one is
+asked for by name: ``sdpa:flash``, ``sdpa:cudnn``, ``sdpa:efficient``, or ``sdpa:fa3`` and
+``sdpa:fa4``, the FlashAttention 3 and 4 of the package flash-attn in the place of PyTorch's own.
 """
 
-import math
-from collections.abc import Callable, Sequence
+import logging
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn import attention
 
-from lvsa.backends.base import Backend
-from lvsa.errors import BackendUnavailable
-from lvsa.layout import BlockLayout, Tile, TileGroup
-from lvsa.merge import AttentionState, merge_into
+from lvsa.backends.tile_by_tile import GATHER_BYTES, Kernel, TileBackend
+from lvsa.errors import BackendUnavailable, LVSAError
+from lvsa.merge import AttentionState
 
-# A tile with fewer multiply-adds than this does not amortise its kernel call: batch it.
-SMALL_TILE_WORK = {"cpu": 1 << 22, "cuda": 1 << 28}
-# Gathered copies of keys and values in flight at a time, in bytes.
-GATHER_BYTES = 256 << 20
+logger = logging.getLogger(__name__)
 
-Kernel = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+HALF = (torch.float16, torch.bfloat16)
+CUDNN_SINCE = 91500
+"""The cuDNN after which PyTorch itself prefers it, from `check_prefer_cudnn_attention` in its
+aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: lengths off multiples of 128 were wrong."""
+FLASH_IMPLEMENTATIONS = {
+    # name → PyTorch's name, major compute capabilities, module, from torch/nn/attention/_fa{3,4}.py
+    "fa3": ("FA3", (9,), "flash_attn_interface"),
+    "fa4": ("FA4", (9, 10), "flash_attn.cute.interface"),
+}
+KERNELS = ("flash", "cudnn", "efficient", *FLASH_IMPLEMENTATIONS)
 
 
-class SDPABackend(Backend):
-    """Block-sparse attention out of calls to PyTorch's fused dense kernels."""
+class Device(NamedTuple):
+    """What decides about kernels on a device.
+
+    Args:
+        type: as PyTorch calls it.
+        capability: of an NVIDIA GPU, as (9, 0); None elsewhere.
+        cudnn: version of cuDNN as 91501; 0 without it.
+    """
+
+    type: str
+    capability: tuple[int, int] | None = None
+    cudnn: int = 0
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Device":
+        """The facts about a device of this machine."""
+        if device.type != "cuda" or torch.version.hip:
+            return cls(device.type)
+        capability = torch.cuda.get_device_capability(device)
+        return cls("cuda", capability, torch.backends.cudnn.version() or 0)
+
+    def __str__(self) -> str:
+        if self.capability is None:
+            return self.type
+        major, minor = self.capability
+        return f"{self.type} sm_{major}{minor}"
+
+
+class SDPABackend(TileBackend):
+    """Block-sparse attention out of calls to PyTorch's fused dense kernels.
+
+    Args:
+        kernel: name of one of `KERNELS`, on GPUs; the rule decides without it.
+        gather_bytes: most bytes of gathered copies at a time.
+
+    Raises:
+        LVSAError: for a kernel of another name.
+        BackendUnavailable: for FlashAttention 3 or 4 where it is not installed.
+    """
 
     name = "sdpa"
 
-    def __init__(self, gather_bytes: int = GATHER_BYTES) -> None:
-        self.gather_bytes = gather_bytes
+    def __init__(self, kernel: str | None = None, gather_bytes: int = GATHER_BYTES) -> None:
+        super().__init__(gather_bytes)
+        if kernel is not None and kernel not in KERNELS:
+            raise LVSAError(f"backend 'sdpa' has no kernel {kernel!r}; known: {', '.join(KERNELS)}")
+        self.kernel = kernel
+        self._chosen: dict[tuple[torch.device, torch.dtype, int], tuple[str, Kernel]] = {}
+        if kernel in FLASH_IMPLEMENTATIONS:
+            _activate(kernel)
 
-    def attend(
-        self,
-        q_BLHD: Tensor,
-        k_BCHD: Tensor,
-        v_BCHD: Tensor,
-        layout: BlockLayout,
-        scale: float | None = None,
-        state: AttentionState | None = None,
-        more: bool = False,
-    ) -> AttentionState:
-        kernel = kernel_for(q_BLHD)
-        scale = 1 / math.sqrt(q_BLHD.shape[-1]) if scale is None else scale
-        block = None
-        if layout.common:
-            everyone = Tile(0, layout.n_queries, layout.common)
-            block = _tile(kernel, q_BLHD, k_BCHD, v_BCHD, everyone, scale)
-        if layout.groups or block is None:
-            rest = self._groups(kernel, q_BLHD, k_BCHD, v_BCHD, layout, scale)
-            block = merge_into(block, rest)
-        return merge_into(state, block)
-
-    def attend_all(
-        self,
-        q_BLHD: Tensor,
-        k_BCHD: Tensor,
-        v_BCHD: Tensor,
-        scale: float | None = None,
-        state: AttentionState | None = None,
-        more: bool = False,
-    ) -> AttentionState:
-        kernel = kernel_for(q_BLHD)
-        if not k_BCHD.shape[1]:
-            return _nothing_attended(q_BLHD) if state is None else state
-        scale = 1 / math.sqrt(q_BLHD.shape[-1]) if scale is None else scale
-        q_BHLD, k_BHCD, v_BHCD = (x.transpose(1, 2) for x in (q_BLHD, k_BCHD, v_BCHD))
-        out_BHLD, lse_BHL = kernel(q_BHLD, k_BHCD, v_BHCD, scale)
-        return merge_into(state, AttentionState(out_BHLD.transpose(1, 2), lse_BHL))
-
-    def _groups(
-        self, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float
-    ) -> AttentionState:
-        """The tiles of all groups, each by itself or with its equals where they are small."""
-        tiles = [tile for group in layout.groups for tile in group.tiles]
-        if len(tiles) == 1 and layout.groups_cover_all_queries:
-            return _tile(kernel, q, k, v, tiles[0], scale)
-        B, L, H, D = q.shape
-        if layout.groups_cover_all_queries:
-            out = torch.empty_like(q, memory_format=torch.contiguous_format)
-            lse = q.new_empty((B, H, L), dtype=lse_dtype(q))
-        else:
-            out, lse = _nothing_attended(q)
-        for group in layout.groups:
-            work = B * H * D * group.n_queries * group.n_keys
-            if len(group.tiles) > 1 and work < SMALL_TILE_WORK[q.device.type]:
-                self._batch(kernel, q, k, v, group, scale, out, lse)
-                continue
-            for tile in group.tiles:
-                state = _tile(kernel, q, k, v, tile, scale)
-                out[:, tile.start : tile.stop] = state.out_BLHD
-                lse[:, :, tile.start : tile.stop] = state.lse_BHL
-        return AttentionState(out, lse)
-
-    def _batch(
-        self,
-        kernel: Kernel,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        group: TileGroup,
-        scale: float,
-        out: Tensor,
-        lse: Tensor,
-    ) -> None:
-        """Equal tiles as a batch; the copies of keys and values stay below ``gather_bytes``."""
-        B, _, H, D = q.shape
-        per_tile = 2 * B * H * D * group.n_keys * q.element_size()
-        chunk = max(1, self.gather_bytes // per_tile)
-        for first in range(0, len(group.tiles), chunk):
-            last = min(first + chunk, len(group.tiles))
-            rows, columns = (
-                tokens(first, last).flatten() for tokens in (group.query_tokens, group.key_tokens)
+    @classmethod
+    def on(cls, device: torch.device, kernel: str | None = None) -> Self:
+        if device.type not in ("cpu", "cuda"):
+            raise BackendUnavailable(
+                f"backend 'sdpa' runs on cpu and cuda, not on {device.type}; the backend 'math' "
+                "runs anywhere"
             )
-            batch = [
-                x.index_select(1, index).view(B * (last - first), -1, H, D).transpose(1, 2)
-                for x, index in ((q, rows), (k, columns), (v, columns))
-            ]
-            out_BHLD, lse_BHL = kernel(batch[0], batch[1], batch[2], scale)
-            del batch  # or the next copies would stand beside these
-            out.index_copy_(1, rows, out_BHLD.transpose(1, 2).reshape(B, -1, H, D))
-            lse_BHnL = lse_BHL.view(B, last - first, H, -1).transpose(1, 2)
-            lse.index_copy_(2, rows, lse_BHnL.reshape(B, H, -1))
+        return cls(kernel)
+
+    def check(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+        name, reason = choose_kernel(Device.of(device), dtype, head_dim, self.kernel)
+        return f"{self.name}: kernel {name}, {reason}"
+
+    def kernel_for(self, q_BLHD: Tensor) -> Kernel:
+        key = q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1]
+        if key not in self._chosen:
+            device = Device.of(q_BLHD.device)
+            name, reason = choose_kernel(device, *key[1:], asked=self.kernel)
+            logger.info("sdpa on %s, %s, D = %d: kernel %s, %s", device, *key[1:], name, reason)
+            self._chosen[key] = name, _KERNELS[name]
+        return self._chosen[key][1]
+
+    def describe(self) -> str:
+        names = sorted({name for name, _ in self._chosen.values()})
+        return f"{self.name} ({', '.join(names)})" if names else self.name
 
 
-def lse_dtype(q: Tensor) -> torch.dtype:
-    """dtype of the log-sum-exp for such queries."""
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def _nothing_attended(q_BLHD: Tensor) -> AttentionState:
-    """The state of queries that have met no key."""
-    B, L, H, _ = q_BLHD.shape
-    out = torch.zeros_like(q_BLHD, memory_format=torch.contiguous_format)
-    return AttentionState(out, q_BLHD.new_full((B, H, L), -math.inf, dtype=lse_dtype(q_BLHD)))
-
-
-def _tile(
-    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scale: float
-) -> AttentionState:
-    """One kernel call. A tile whose keys stand together is attended in place, uncopied."""
-    k_BHCD, v_BHCD = (_ranges(x.transpose(1, 2), tile) for x in (k, v))
-    q_BHLD = q[:, tile.start : tile.stop].transpose(1, 2)
-    out_BHLD, lse_BHL = kernel(q_BHLD, k_BHCD, v_BHCD, scale)
-    return AttentionState(out_BHLD.transpose(1, 2), lse_BHL)
-
-
-def _ranges(x_BHCD: Tensor, tile: Tile) -> Tensor:
-    """The tile's ranges of a block: a view where they stand together, else one copy."""
-    parts: Sequence[Tensor] = [x_BHCD[:, :, start:stop] for start, stop in tile.keys]
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=2)
-
-
-def kernel_for(q: Tensor) -> Kernel:
-    """The fused kernel that returns a log-sum-exp for tensors like this one.
+def choose_kernel(
+    device: Device, dtype: torch.dtype, head_dim: int, asked: str | None = None
+) -> tuple[str, str]:
+    """Name of the kernel with a log-sum-exp for such queries, and why it is this one.
 
     Raises:
-        BackendUnavailable: where PyTorch has none for this device and dtype.
+        BackendUnavailable: where PyTorch has none, or the one that was asked for does not fit.
     """
-    if q.device.type == "cpu":
-        return _flash_cpu
-    if q.device.type == "cuda":
-        if q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256:
-            # Flash attention came with Ampere; the efficient kernel serves older GPUs.
-            recent = torch.cuda.get_device_capability(q.device) >= (8, 0)
-            return _flash_cuda if recent else _efficient_cuda
-        if q.dtype == torch.float32:
-            return _efficient_cuda
-    raise BackendUnavailable(
-        f"backend 'sdpa' has no kernel with a log-sum-exp for {q.dtype} with head dimension "
-        f"{q.shape[-1]} on {q.device.type}; use float16, bfloat16 or float32 on CUDA, any "
-        "floating dtype on CPU"
+    fits = _kernels_that_fit(device, dtype, head_dim)
+    if asked is not None:
+        if asked not in fits:
+            raise BackendUnavailable(
+                f"backend 'sdpa:{asked}' has no kernel for {dtype} with head dimension {head_dim} "
+                f"on {device}; there: {', '.join(fits) or 'none'}"
+            )
+        return asked, "asked for by name"
+    if not fits:
+        near = "float16 has kernels there, " if dtype == torch.bfloat16 else ""
+        raise BackendUnavailable(
+            f"backend 'sdpa' has no kernel with a log-sum-exp for {dtype} with head dimension "
+            f"{head_dim} on {device}; {near}the backend 'math' takes any"
+        )
+    name = next(iter(fits))
+    return name, fits[name]
+
+
+def _kernels_that_fit(device: Device, dtype: torch.dtype, head_dim: int) -> dict[str, str]:
+    """Kernels by name, best first, each with what speaks for it."""
+    if device.type == "cpu" and dtype.is_floating_point:
+        return {"cpu": "PyTorch's flash attention for CPUs"}
+    if device.type != "cuda" or head_dim > 256:
+        return {}
+    if device.capability is None:  # AMD: AOTriton serves both dtypes
+        return {"flash": "AOTriton"} if dtype in HALF else {}
+    if dtype == torch.float32:
+        return {"efficient": "the only one that takes float32"}
+    if dtype not in HALF:
+        return {}
+    major, minor = device.capability
+    if major < 8:
+        older = {"efficient": "flash attention begins with sm_80"}
+        return older if dtype == torch.float16 else {}
+    fits = {"flash": "FlashAttention 2", "efficient": "memory-efficient attention"}
+    if head_dim % 8 == 0 and head_dim <= 128 and device.cudnn >= 90000:
+        cudnn = {"cudnn": "PyTorch prefers it on sm_90 and sm_100"}
+        preferred = major in (9, 10) and minor in (0, 3) and device.cudnn > CUDNN_SINCE
+        fits = cudnn | fits if preferred else fits | cudnn
+    for name, (_, majors, _) in FLASH_IMPLEMENTATIONS.items():
+        if major in majors:
+            fits[name] = "FlashAttention of the package flash-attn"
+    return fits
+
+
+def _activate(kernel: str) -> None:
+    """Puts FlashAttention 3 or 4 in the place of PyTorch's flash kernel, for this process."""
+    implementation, _, module = FLASH_IMPLEMENTATIONS[kernel]
+    activate = getattr(attention, "activate_flash_attention_impl", None)
+    if activate is None:
+        raise BackendUnavailable(
+            f"backend 'sdpa:{kernel}' needs a PyTorch with activate_flash_attention_impl; this is "
+            f"{torch.__version__}"
+        )
+    try:
+        activate(implementation)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"backend 'sdpa:{kernel}' needs the module {module} of flash-attn: {error}"
+        ) from error
+
+
+def _cpu(q: Tensor, k: Tensor, v: Tensor, scale: float) -> AttentionState:
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *_heads_first(q, k, v), scale=scale
     )
+    return AttentionState(out.transpose(1, 2), lse)
 
 
-def _flash_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
-    return out, lse
+def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> AttentionState:
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention(
+        *_heads_first(*_padded(8, q, k, v)), scale=scale
+    )[:2]
+    return AttentionState(out.transpose(1, 2)[..., : q.shape[-1]], lse[..., : q.shape[1]])
 
 
-def _flash_cuda(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    # The kernel takes head dimensions that are multiples of 8; zeros change no score.
-    D = q.shape[-1]
-    if D % 8:
-        q, k, v = (torch.nn.functional.pad(x, (0, 8 - D % 8)) for x in (q, k, v))
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[:2]
-    return out[..., :D], lse[..., : q.shape[2]]
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> AttentionState:
+    if k.shape[1] == 1:
+        # cuDNN does not take a single key (`check_cudnn_tensor_shapes`).
+        return _flash(q, k, v, scale)
+    out, lse_BHL1 = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        *_heads_first(q, k, v), attn_bias=None, compute_log_sumexp=True, scale=scale
+    )[:2]
+    return AttentionState(out.transpose(1, 2), lse_BHL1.squeeze(-1))
 
 
-def _efficient_cuda(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _efficient(q: Tensor, k: Tensor, v: Tensor, scale: float) -> AttentionState:
     out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(
-        q, k, v, attn_bias=None, compute_log_sumexp=True, scale=scale
+        *_heads_first(*_padded(8, q, k, v)), attn_bias=None, compute_log_sumexp=True, scale=scale
     )[:2]
     # The kernel pads its rows of log-sum-exp to a multiple of 32.
-    return out, lse[..., : q.shape[2]]
+    return AttentionState(out.transpose(1, 2)[..., : q.shape[-1]], lse[..., : q.shape[1]])
+
+
+_KERNELS: dict[str, Kernel] = {
+    "cpu": _cpu,
+    "flash": _flash,
+    "cudnn": _cudnn,
+    "efficient": _efficient,
+    "fa3": _flash,
+    "fa4": _flash,
+}
+
+
+def _heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x.transpose(1, 2) for x in tensors)
+
+
+def _padded(multiple: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Head dimensions filled up to a multiple; zeros change no score."""
+    missing = -tensors[0].shape[-1] % multiple
+    if not missing:
+        return tensors
+    return tuple(torch.nn.functional.pad(x, (0, missing)) for x in tensors)
