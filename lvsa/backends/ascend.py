@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lvsa.backends.tile_by_tile import GATHER_BYTES, Kernel, TileBackend
-from lvsa.errors import BackendUnavailable, LVSAError
+from lvsa.errors import BackendUnavailable
 from lvsa.merge import AttentionState
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -39,8 +39,7 @@ class AscendBackend(TileBackend):
 
     @classmethod
     def on(cls, device: torch.device, kernel: str | None = None) -> Self:
-        if kernel is not None:
-            raise LVSAError(f"backend 'npu' has no kernels to choose from, {kernel!r} or any")
+        cls.refuse(kernel)
         if device.type != "npu":
             raise BackendUnavailable(f"backend 'npu' runs on npu, not on {device.type}")
         try:

@@ -28,9 +28,16 @@ class Backend(ABC):
             LVSAError: for a kernel that it does not have.
             BackendUnavailable: where it cannot run; names what to install, or what runs there.
         """
-        if kernel is not None:
-            raise LVSAError(f"backend {cls.name!r} has no kernels to choose from, {kernel!r} or any")
+        cls.refuse(kernel)
         return cls()
+
+    @classmethod
+    def refuse(cls, kernel: str | None) -> None:
+        """An error for a kernel that was asked for of a backend that has but one."""
+        if kernel is not None:
+            raise LVSAError(
+                f"backend {cls.name!r} has no kernels to choose from; {kernel!r} was asked for"
+            )
 
     def check(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
         """What will run for such tensors, in a line for the log.

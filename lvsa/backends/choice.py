@@ -24,7 +24,7 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_backend(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> Choice:
+def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choice:
     """The backend that runs such tensors best, as far as is known.
 
     The rule, the first that holds:
@@ -34,7 +34,6 @@ def choose_backend(device: torch.device | str, dtype: torch.dtype, head_dim: int
     3. PyTorch has a fused kernel with a log-sum-exp, as on every CPU: ``sdpa``.
     4. ``math``.
     """
-    device = torch.device(device)
     facts = Device.of(device)
     if _triton_fits(facts, dtype, head_dim):
         return Choice("triton", f"one launch for each block of keys on {facts}")

@@ -14,29 +14,26 @@ import logging
 import math
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lvsa.backends.base import Backend
+from lvsa.backends.pages import MOST_TOKENS_A_PAGE, PageTables, page_tables
 from lvsa.backends.tile_by_tile import nothing_attended
 from lvsa.errors import BackendUnavailable, LVSAError
 from lvsa.layout import BlockLayout, full_layout
 from lvsa.merge import AttentionState, merge_into
-from lvsa.shards import TokenRange
 
 logger = logging.getLogger(__name__)
 
 SINCE, BEFORE = (0, 6, 18), (0, 8)
 """Versions of FlashInfer: from the first with pages in cute-dsl, to the next unknown one."""
 HEAD_DIMS = (64, 128, 256)
-MOST_TOKENS_A_PAGE = 128
 CUTE_DSL_LEAST = 8
 """Tokens that a page of cute-dsl holds at least."""
 WORKSPACE_BYTES = 128 << 20
@@ -45,56 +42,6 @@ PLANS_KEPT = 24
 """Plans with their tables on the device, 8 MiB and more each; a step of denoising uses one for each
 block."""
 KERNELS = ("fa2", "fa3", "cute-dsl")
-
-
-@dataclass(frozen=True)
-class PageTables:
-    """A layout in the terms of FlashInfer's batch prefill; int32, on the host.
-
-    Args:
-        page: tokens of a page.
-        query_starts: ``[n + 1]``, where the queries of each request begin, and L.
-        page_starts: ``[n + 1]``, where the pages of each request begin among ``pages``.
-        pages: pages of the block that the requests attend, one request behind the other.
-        last_page_tokens: ``[n]``, tokens of each request's last page that it attends.
-        unattended: runs of queries that attend nothing. Requests without keys are not documented,
-            so these attend the first token of the block and their result is overwritten.
-    """
-
-    page: int
-    query_starts: Tensor
-    page_starts: Tensor
-    pages: Tensor
-    last_page_tokens: Tensor
-    unattended: tuple[TokenRange, ...]
-
-
-def page_tables(layout: BlockLayout) -> PageTables:
-    """The tables of a layout in which some query attends something."""
-    edges = [edge for tile in layout.tiles for keys in tile.keys for edge in keys]
-    page = math.gcd(MOST_TOKENS_A_PAGE, *edges)
-    queries, pages, last, unattended = [0], [], [], []
-    counts = [0]
-
-    def request(stop: int, attended: np.ndarray, tokens: int) -> None:
-        queries.append(stop)
-        pages.append(attended)
-        counts.append(len(attended))
-        last.append(tokens)
-
-    def gap(stop: int) -> None:
-        if queries[-1] < stop:
-            unattended.append((queries[-1], stop))
-            request(stop, np.zeros(1, dtype=np.int32), 1)
-
-    for tile in layout.tiles:
-        gap(tile.start)
-        ranges = [np.arange(start // page, stop // page) for start, stop in tile.keys]
-        request(tile.stop, np.concatenate(ranges), page)
-    gap(layout.n_queries)
-    tables = (queries, np.cumsum(counts), np.concatenate(pages), last)
-    int32 = [torch.from_numpy(np.asarray(table, dtype=np.int32)) for table in tables]
-    return PageTables(page, *int32, tuple(unattended))
 
 
 class FlashInferBackend(Backend):
@@ -328,7 +275,7 @@ def _full_layout(n_queries: int, n_keys: int) -> BlockLayout:
     return full_layout(n_queries, n_keys)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _workspace(device: torch.device) -> Tensor:
     """Scratch memory of FlashInfer on a device, shared by everything that runs on it in turn."""
     return torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from lvsa.backends.base import Backend
-from lvsa.layout import BlockLayout, full_layout
+from lvsa.backends.tile_by_tile import lse_dtype, nothing_attended
+from lvsa.layout import BlockLayout
 from lvsa.merge import AttentionState, merge
 from lvsa.shards import TokenRange
+from lvsa.tiles import Tile
 
 SCORE_BYTES = 128 << 20
 """Scores of queries × keys that stand in memory at a time."""
@@ -45,15 +47,36 @@ class MathBackend(Backend):
         state: AttentionState | None = None,
         more: bool = False,
     ) -> AttentionState:
-        B, L, H, D = q_BLHD.shape
+        return self._attend(q_BLHD, k_BCHD, v_BCHD, layout.tiles, scale, state, more)
+
+    def attend_all(
+        self,
+        q_BLHD: Tensor,
+        k_BCHD: Tensor,
+        v_BCHD: Tensor,
+        scale: float | None = None,
+        state: AttentionState | None = None,
+        more: bool = False,
+    ) -> AttentionState:
+        everything = Tile(0, q_BLHD.shape[1], ((0, k_BCHD.shape[1]),))
+        return self._attend(q_BLHD, k_BCHD, v_BCHD, (everything,), scale, state, more)
+
+    def _attend(
+        self,
+        q_BLHD: Tensor,
+        k_BCHD: Tensor,
+        v_BCHD: Tensor,
+        tiles: Sequence[Tile],
+        scale: float | None,
+        state: AttentionState | None,
+        more: bool,
+    ) -> AttentionState:
+        B, _, H, D = q_BLHD.shape
         scale = 1 / math.sqrt(D) if scale is None else scale
-        dtype = torch.float64 if q_BLHD.dtype == torch.float64 else torch.float32
-        if state is None:
-            out = q_BLHD.new_zeros(q_BLHD.shape, dtype=dtype)
-            lse = q_BLHD.new_full((B, H, L), -math.inf, dtype=dtype)
-        else:
-            out, lse = state.out_BLHD.to(dtype), state.lse_BHL
-        for tile in layout.tiles:
+        dtype = lse_dtype(q_BLHD)
+        out, lse = nothing_attended(q_BLHD) if state is None else state
+        out = out.to(dtype)
+        for tile in tiles:
             for ranges in chunks(tile.keys, self.keys):
                 k_BHCD, v_BHCD = (_gather(x, ranges, dtype) for x in (k_BCHD, v_BCHD))
                 per_query = B * H * k_BHCD.shape[2] * dtype.itemsize
@@ -66,24 +89,13 @@ class MathBackend(Backend):
                     out[:, start:stop], lse[:, :, start:stop] = after
         return AttentionState(out if more else out.to(q_BLHD.dtype), lse)
 
-    def attend_all(
-        self,
-        q_BLHD: Tensor,
-        k_BCHD: Tensor,
-        v_BCHD: Tensor,
-        scale: float | None = None,
-        state: AttentionState | None = None,
-        more: bool = False,
-    ) -> AttentionState:
-        layout = full_layout(q_BLHD.shape[1], k_BCHD.shape[1])
-        return self.attend(q_BLHD, k_BCHD, v_BCHD, layout, scale, state, more)
-
 
 def chunks(ranges: Sequence[TokenRange], most: int) -> Iterator[list[TokenRange]]:
     """The tokens of some ranges, in order, in lists of ranges that hold ``most`` each."""
     chunk: list[TokenRange] = []
     room = most
-    for start, stop in ranges:
+    for first, stop in ranges:
+        start = first
         while start < stop:
             end = min(stop, start + room)
             chunk.append((start, end))

@@ -1,4 +1,4 @@
-"""Kernels against a dense softmax in float64, for layouts of every shape."""
+"""The contract of all backends that run here, against a dense softmax in float64."""
 
 import math
 
@@ -7,86 +7,79 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvsa.backends import BACKENDS, get_backend
-from lvsa.backends.sdpa import SDPABackend, kernel_for
-from lvsa.errors import BackendUnavailable, LVSAError
+from lvsa.backends.choice import AutoBackend
+from lvsa.backends.plain import MathBackend, chunks
+from lvsa.backends.sdpa import SDPABackend
 from lvsa.exchange.base import pack_kv, unpack_kv
-from lvsa.layout import Tile, full_layout, layout_of
-from tests.support.errors import refuses
-from tests.support.layouts import layout_mask, layouts
-from tests.support.memory import KeyValueMemory
+from lvsa.layout import full_layout, layout_of
+from lvsa.merge import merge
+from lvsa.tiles import Tile
+from tests.support.kernels import TOLERANCE, H, check, dense, draw_qkv, draw_tensor
+from tests.support.layouts import layouts
 from tests.support.oracle import relative_error
 
-PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
-TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 2e-6,
-    torch.bfloat16: 1.5e-2,
-    torch.float16: 2e-3,
-}
-H, D = 2, 8
+PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
+BACKENDS = (SDPABackend, MathBackend, AutoBackend)
 
 
-def draw_tensor(B, n, seed, dtype=torch.float64, head_dim=D):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(B, n, H, head_dim, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def dense(q, k, v, layout, scale=None):
-    """Output and log-sum-exp in float64; zero and −inf for queries that attend nothing."""
-    q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))
-    scores = q @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    scores = scores.masked_fill(~layout_mask(layout, k.shape[2]), -math.inf)
-    weights = scores.softmax(-1).nan_to_num(0.0)
-    return (weights @ v).transpose(1, 2), scores.logsumexp(-1)
-
-
-def check(got, q, k, v, layout, dtype, scale=None):
-    out, lse = dense(q, k, v, layout, scale)
-    lse_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    assert got.out_BLHD.dtype in (dtype, lse_dtype)
-    assert got.lse_BHL.dtype == lse_dtype
-    assert got.out_BLHD.shape == q.shape
-    assert got.lse_BHL.shape == (q.shape[0], H, layout.n_queries)
-    attended = layout_mask(layout, k.shape[1]).any(1)
-    assert (got.out_BLHD[:, ~attended] == 0).all()
-    assert (got.lse_BHL[:, :, ~attended] == -math.inf).all()
-    if attended.any():
-        assert relative_error(got.out_BLHD, out) < TOLERANCE[dtype]
-        near = got.lse_BHL[:, :, attended].double() - lse[:, :, attended]
-        assert near.abs().max() < TOLERANCE[dtype]
-
-
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda small: SDPABackend(gather_bytes=1 if small else 1 << 20),
+        lambda small: MathBackend(*((1, 1) if small else ())),
+        lambda small: MathBackend(*((1000, 3) if small else ())),
+    ],
+)
 @PROPERTY
 @given(
     case=layouts(),
     B=st.integers(1, 2),
     dtype=st.sampled_from([*TOLERANCE]),
-    gather_bytes=st.sampled_from([1, 1000, 1 << 20]),
+    small=st.booleans(),
     seed=st.integers(0, 999),
 )
-def test_equals_dense_attention(case, B, dtype, gather_bytes, seed):
+def test_equals_dense_attention(make, case, B, dtype, small, seed):
     layout, C = case
-    q, k, v = (draw_tensor(B, n, seed + i, dtype) for i, n in enumerate((layout.n_queries, C, C)))
-    backend = SDPABackend(gather_bytes)
-    check(backend.attend(q, k, v, layout), q, k, v, layout, dtype)
+    q, k, v = draw_qkv(B, layout.n_queries, C, seed, dtype)
+    check(make(small).attend(q, k, v, layout), q, k, v, layout)
 
 
+@pytest.mark.parametrize("make", BACKENDS)
 @PROPERTY
-@given(case=layouts(), seed=st.integers(0, 999), small=st.booleans())
-def test_batched_tiles_equal_tiles_one_by_one(case, seed, small):
-    layout, C = case
-    q, k, v = (draw_tensor(2, n, seed + i) for i, n in enumerate((layout.n_queries, C, C)))
-    batched = SDPABackend().attend(q, k, v, layout)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lvsa.backends.sdpa.SMALL_TILE_WORK", {"cpu": 0})
-        one_by_one = SDPABackend().attend(q, k, v, layout)
-    torch.testing.assert_close(batched, one_by_one, rtol=1e-12, atol=1e-12)
+@given(
+    case=layouts(),
+    other=layouts(),
+    dtype=st.sampled_from([*TOLERANCE]),
+    seed=st.integers(0, 999),
+    more=st.booleans(),
+)
+def test_merges_into_a_running_state(make, case, other, dtype, seed, more):
+    """Two blocks, of which a query may attend keys in both, in one or in none."""
+    (layout, C), (before, C_before) = case, other
+    before = layout_of(
+        [tile for tile in before.tiles if tile.stop <= layout.n_queries], layout.n_queries
+    )
+    q, k, v = draw_qkv(2, layout.n_queries, C, seed, dtype)
+    _, k_before, v_before = draw_qkv(2, layout.n_queries, C_before, seed + 10, dtype)
+    backend = make()
+    state = backend.attend(q, k_before, v_before, before, more=True)
+    out, lse = backend.attend(q, k, v, layout, None, state, more)
+    expected = merge(dense(q, k_before, v_before, before), dense(q, k, v, layout))
+    nothing = expected.lse_BHL == -math.inf
+    assert torch.equal(lse == -math.inf, nothing)
+    torch.testing.assert_close(
+        lse.double(), expected.lse_BHL, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+    )
+    assert not out.isnan().any()
+    assert (out.transpose(1, 2)[nothing] == 0).all()
+    if not nothing.all():
+        assert relative_error(out, expected.out_BLHD) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("make", BACKENDS)
 @pytest.mark.parametrize("dtype", [*TOLERANCE], ids=str)
 @pytest.mark.parametrize("head_dim", [4, 12, 64])
-def test_any_strides_with_a_contiguous_last_dimension(dtype, head_dim):
+def test_any_strides_with_a_contiguous_last_dimension(make, dtype, head_dim):
     """Exchanges hand over views of token-major buffers, models views of fused projections."""
     tiles = (Tile(0, 2, ((0, 3),)), Tile(2, 4, ((1, 4),)), Tile(4, 7, ((0, 2), (5, 9))))
     layout = layout_of(tiles, 8)
@@ -94,74 +87,102 @@ def test_any_strides_with_a_contiguous_last_dimension(dtype, head_dim):
     q, k, v = fused.chunk(3, dim=-1)
     q = q[:, :8]
     assert not any(x.is_contiguous() for x in (q, k, v))
-    check(SDPABackend().attend(q, k, v, layout), q, k, v, layout, dtype)
+    check(make().attend(q, k, v, layout), q, k, v, layout)
     k_view, v_view = unpack_kv(pack_kv(k, v))
     assert not k_view.is_contiguous()
-    check(SDPABackend().attend(q, k_view, v_view, layout), q, k, v, layout, dtype)
+    check(make().attend(q, k_view, v_view, layout), q, k, v, layout)
 
 
+@pytest.mark.parametrize("make", BACKENDS)
 @pytest.mark.parametrize("scale", [0.1, 1.0])
-def test_scale(scale):
+def test_scale(make, scale):
     layout = layout_of((Tile(0, 2, ((0, 3),)), Tile(2, 4, ((1, 4),))), 4)
-    q, k, v = (draw_tensor(1, 4, seed) for seed in range(3))
-    got = SDPABackend().attend(q, k, v, layout, scale)
-    check(got, q, k, v, layout, torch.float64, scale)
-    assert (got.out_BLHD - SDPABackend().attend(q, k, v, layout).out_BLHD).abs().max() > 1e-3
+    q, k, v = draw_qkv(1, 4, 4, 0)
+    got = make().attend(q, k, v, layout, scale)
+    check(got, q, k, v, layout, scale)
+    assert (got.out_BLHD - make().attend(q, k, v, layout).out_BLHD).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("make", BACKENDS)
 @pytest.mark.parametrize("dtype", [*TOLERANCE], ids=str)
 @pytest.mark.parametrize("n_keys", [0, 1, 9])
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_attend_all_is_attend_with_a_full_layout(dtype, n_keys, scale):
-    """Without keys: zeros and −inf."""
-    q, k, v = (draw_tensor(2, n, seed, dtype) for seed, n in enumerate((5, 12, 12)))
-    k, v = k[:, :n_keys], v[:, :n_keys]
+def test_attend_all_is_attend_with_a_full_layout(make, dtype, n_keys, scale):
+    """Without keys: zeros and −inf, or the running state."""
+    q, k, v = draw_qkv(2, 5, n_keys, 0, dtype)
     full = full_layout(5, n_keys)
-    got = SDPABackend().attend_all(q, k, v, scale)
-    check(got, q, k, v, full, dtype, scale)
-    for a, b in zip(got, SDPABackend().attend(q, k, v, full, scale), strict=True):
+    backend = make()
+    got = backend.attend_all(q, k, v, scale)
+    check(got, q, k, v, full, scale)
+    for a, b in zip(got, backend.attend(q, k, v, full, scale), strict=True):
         assert torch.equal(a, b)
+    _, k, v = draw_qkv(2, 5, 4, 7, dtype)
+    expected = merge(got, backend.attend_all(q, k, v, scale))
+    merged = backend.attend_all(q, k, v, scale, got, more=True)
+    torch.testing.assert_close(
+        merged.out_BLHD, expected.out_BLHD, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+    )
+    torch.testing.assert_close(merged.lse_BHL, expected.lse_BHL)
 
 
-def test_no_queries_at_all():
-    q, k, v = (draw_tensor(2, n, seed) for seed, n in enumerate((0, 4, 4)))
-    out, lse = SDPABackend().attend_all(q, k[:, :0], v[:, :0])
+@pytest.mark.parametrize("make", BACKENDS)
+def test_no_queries_at_all(make):
+    q, k, v = draw_qkv(2, 0, 4, 0)
+    out, lse = make().attend_all(q, k[:, :0], v[:, :0])
     assert out.shape == q.shape
     assert lse.shape == (2, H, 0)
 
 
-def test_copies_stay_below_the_limit():
-    tiles = tuple(Tile(i, i + 1, ((i, i + 1), (i + 2, i + 4))) for i in range(40))
-    layout = layout_of(tiles, 40)
-    q, k, v = (draw_tensor(1, 44, seed, torch.float32) for seed in range(3))
-    of_one_tile = 2 * 3 * H * D * 4
-    for n in (1, 5, 40):
-        with KeyValueMemory(k, v) as memory:
-            SDPABackend(gather_bytes=n * of_one_tile).attend(q[:, :40], k, v, layout)
-        assert memory.peak == n * of_one_tile
+@pytest.mark.parametrize("make", [SDPABackend, MathBackend])
+def test_scores_that_overflow_without_their_maximum(make):
+    q, k, v = draw_qkv(1, 3, 5, 0, torch.float32)
+    layout = full_layout(3, 5)
+    got = make().attend(q * 1e3, k, v, layout)
+    out, lse = dense(q * 1e3, k, v, layout)
+    assert relative_error(got.out_BLHD, out) < 1e-4
+    torch.testing.assert_close(got.lse_BHL.double(), lse, rtol=1e-5, atol=1e-3)
 
 
-def test_unknown_name_lists_the_known_ones():
-    with refuses(LVSAError, "sdap", *BACKENDS):
-        get_backend("sdap")
+def test_math_is_more_exact_than_its_inputs():
+    """The reference for the others: what is lost is the rounding of the output, once."""
+    q, k, v = draw_qkv(1, 64, 300, 0, torch.bfloat16, head_dim=64)
+    layout = full_layout(64, 300)
+    exact = dense(q, k, v, layout)
+    for backend in (MathBackend(), MathBackend(score_bytes=4000, keys=7)):
+        out, lse = backend.attend(q, k, v, layout, more=True)
+        assert relative_error(out, exact.out_BLHD) < 3e-6
+        assert (lse.double() - exact.lse_BHL).abs().max() < 1e-5
+        rounded = backend.attend(q, k, v, layout).out_BLHD
+        assert torch.equal(rounded, out.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-def test_every_backend_in_the_registry_works(name):
-    backend = get_backend(name)
-    assert backend.name == name
-    layout = layout_of((Tile(0, 2, ((0, 3),)), Tile(2, 4, ((1, 4),))), 4)
-    q, k, v = (draw_tensor(1, 4, seed) for seed in range(3))
-    check(backend.attend(q, k, v, layout), q, k, v, layout, torch.float64)
+def test_math_holds_scores_of_bounded_size(monkeypatch):
+    q, k, v = draw_qkv(2, 50, 40, 0, torch.float32)
+    seen = []
+
+    def product(a, b, multiply=torch.Tensor.matmul):
+        seen.append((a.shape[2], b.shape[3]))
+        return multiply(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    score_bytes = 6 * 16 * 2 * H * 4
+    MathBackend(score_bytes, keys=16).attend_all(q, k, v)
+    scores = seen[::2]  # the others are weights by values
+    assert sum(rows * columns for rows, columns in scores) == 50 * 40
+    assert max(columns for _, columns in scores) == 16
+    assert all(rows * columns <= 6 * 16 for rows, columns in scores)
 
 
-def test_a_device_without_a_kernel_is_an_error():
-    q = torch.empty(1, 2, H, D, device="meta", dtype=torch.bfloat16)
-    backend = SDPABackend()
-    for call in (
-        lambda: kernel_for(q),
-        lambda: backend.attend(q, q, q, full_layout(2, 2)),
-        lambda: backend.attend_all(q, q, q),
-    ):
-        with refuses(BackendUnavailable, "sdpa", torch.bfloat16, D, "meta", "CUDA", "CPU"):
-            call()
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, max_size=5),
+    most=st.integers(1, 20),
+)
+def test_chunks_hold_every_token_once_in_order(ranges, most):
+    ranges = [(start, start + size) for start, size in ranges]
+    tokens = [token for start, stop in ranges for token in range(start, stop)]
+    chunked = [
+        [token for start, stop in chunk for token in range(start, stop)]
+        for chunk in chunks(ranges, most)
+    ]
+    assert [token for chunk in chunked for token in chunk] == tokens
+    assert all(len(chunk) == most for chunk in chunked[:-1])

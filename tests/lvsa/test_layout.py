@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvsa.layout import Piece, Tile, build_layout, frame_runs, full_layout, layout_of, pack
+from lvsa.layout import Piece, build_layout, frame_runs, full_layout, layout_of, pack
+from lvsa.tiles import Tile, TileRun
 from tests.support.cuts import cuts
 from tests.support.layouts import layouts
 from tests.support.oracle import token_mask
@@ -83,16 +84,29 @@ def test_tiles_are_in_order_and_neighbours_with_equal_keys_are_one(block):
 ANY_LAYOUT = st.one_of(layouts(), blocks().map(lambda block: (built(block), block[-1])))
 
 
+def tiles_of(run):
+    (start, stop), first = run.first.keys[0], run.first
+    return [
+        Tile(
+            first.start + i * run.query_step,
+            first.stop + i * run.query_step,
+            ((start + i * run.key_step, stop + i * run.key_step),),
+        )
+        for i in range(run.count)
+    ]
+
+
 @PROPERTY
 @given(ANY_LAYOUT)
-def test_common_ranges_and_groups_are_the_tiles_once_more(case):
+def test_common_ranges_runs_and_groups_are_the_tiles_once_more(case):
     layout, C = case
     common = [Tile(0, layout.n_queries, layout.common)] if layout.common else []
     grouped = [tile for group in layout.groups for tile in group.tiles]
+    grouped += [tile for run in layout.runs for tile in tiles_of(run)]
     whole = covered(layout.tiles, layout.n_queries, C)
     assert np.array_equal(covered([*common, *grouped], layout.n_queries, C), whole)
     rest = covered(grouped, layout.n_queries, C)
-    assert layout.groups_cover_all_queries == rest.any(1).all()
+    assert layout.rest_covers_all_queries == rest.any(1).all()
     if len(layout.tiles) > 1:
         # Nothing that everybody attends is left to be copied tile by tile.
         assert not rest.all(0).any() or not layout.n_queries
@@ -108,6 +122,27 @@ def test_groups_hold_tiles_of_one_shape_in_order(case):
     for group in layout.groups:
         assert (group.n_queries, group.n_keys) == (group.tiles[0].n_queries, group.tiles[0].n_keys)
         assert [*group.tiles] == sorted(group.tiles)
+
+
+@PROPERTY
+@given(ANY_LAYOUT)
+def test_runs_are_evenly_spaced_tiles_of_one_range(case):
+    layout, _ = case
+    for run in layout.runs:
+        assert len(run.first.keys) == 1
+        assert run.count >= 2
+        assert run.query_step >= run.first.n_queries, "queries do not overlap"
+        assert run.key_step >= 0
+
+
+def test_windows_that_move_with_their_frame_are_one_run():
+    windows = np.abs(np.subtract.outer(np.arange(7), np.arange(7))) <= 1
+    layout = build_layout((0, 14), [Piece(0, 14, 0)], windows, 2)
+    assert layout.runs == (
+        TileRun(Tile(0, 2, ((0, 4),)), 2, 12, 10),  # the first frame and the last
+        TileRun(Tile(2, 4, ((0, 6),)), 5, 2, 2),
+    )
+    assert layout.groups == ()
 
 
 @PROPERTY
@@ -166,10 +201,10 @@ def test_anchors_are_common_ranges():
     matrix[:, [0, 2]] = True
     layout = build_layout((0, 8), [Piece(0, 8, 0)], matrix, 2)
     assert layout.common == ((0, 2), (4, 6))
-    (group,) = layout.groups
-    assert group.tiles == (Tile(2, 4, ((2, 4),)), Tile(6, 8, ((6, 8),)))
+    assert layout.runs == (TileRun(Tile(2, 4, ((2, 4),)), 2, 4, 4),)
+    assert layout.groups == ()
     assert layout.covers_all_queries
-    assert not layout.groups_cover_all_queries
+    assert not layout.rest_covers_all_queries
 
 
 def test_pack_lays_intervals_one_behind_the_other():
@@ -181,7 +216,7 @@ def test_full_layout():
     assert full.tiles == (Tile(0, 3, ((0, 5),)),)
     assert (full.n_queries, full.pairs, full.covers_all_queries) == (3, 15, True)
     empty = full_layout(3, 0)
-    assert empty.tiles == empty.common == empty.groups == ()
+    assert empty.tiles == empty.common == empty.runs == empty.groups == ()
     assert (empty.n_queries, empty.pairs, empty.covers_all_queries) == (3, 0, False)
     assert layout_of([], 3).tiles == ()
 
