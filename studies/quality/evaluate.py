@@ -4,22 +4,20 @@ python studies/quality/evaluate.py clip.mp4 --caption "a red circle bounces"
 """
 
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import imageio.v3 as imageio
 import numpy as np
 import tyro
 
 from lvsa.errors import LVSAError
+from lvsa.launch.media import read_video
 from lvsa.launch.output import written_whole
+from lvsa.launch.runtime import run_reporting, set_up_logging
 from lvsa.studies.quality.measures import Quality, measure
-
-logger = logging.getLogger(__name__)
 
 COLUMNS = ("frames", "frozen", "loop", "path", "span", "persistence", "motion", "color", "shape")
 
@@ -29,26 +27,11 @@ class Evaluation:
     """Measure videos."""
 
     videos: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Video files, mp4 or anything else that imageio reads."""
+    """Video files, mp4 or anything else that ffmpeg reads."""
     caption: str | None = None
     """What the videos should show; its colors, shapes and motion are looked for."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None
     """JSON file for the measures."""
-
-
-def read_video(path: Path) -> np.ndarray:
-    """Frames ``[F, H, W, 3]``, 0 to 1.
-
-    Raises:
-        LVSAError: for a file that is missing or that is no video.
-    """
-    if not path.is_file():
-        raise LVSAError(f"no such file: {path}")
-    try:
-        frames = np.asarray(imageio.imread(path, index=None, plugin="FFMPEG"))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise LVSAError(f"{path} cannot be read as a video: {error}") from error
-    return frames[..., :3].astype(np.float32) / 255
 
 
 def table(rows: Sequence[tuple[str, Quality]]) -> str:
@@ -75,9 +58,10 @@ def evaluate(settings: Evaluation) -> list[tuple[str, Quality]]:
     """
     if not settings.videos:
         raise LVSAError("no video given; usage: python studies/quality/evaluate.py VIDEO…")
-    rows = [
-        (str(path), measure(read_video(path), settings.caption or "")) for path in settings.videos
-    ]
+    rows = []
+    for path in settings.videos:
+        video = read_video(path).frames.astype(np.float32) / 255
+        rows.append((str(path), measure(video, settings.caption or "")))
     if settings.output is not None:
         measures = [{"video": n, **asdict(q)} for n, q in rows]
         with written_whole(settings.output) as part:
@@ -86,13 +70,14 @@ def evaluate(settings: Evaluation) -> list[tuple[str, Quality]]:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    try:
+    """The command line."""
+    set_up_logging(0)
+
+    def work() -> None:
         rows = evaluate(tyro.cli(Evaluation, description=__doc__))
-    except LVSAError as error:
-        logger.error("%s", error)
-        raise SystemExit(2) from None
-    sys.stdout.write(table(rows) + "\n")
+        sys.stdout.write(table(rows) + "\n")
+
+    sys.exit(run_reporting(work))
 
 
 if __name__ == "__main__":

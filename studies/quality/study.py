@@ -8,7 +8,7 @@ Results go to a JSON file as they come; a run goes on where an earlier one stopp
 
 import itertools
 import json
-import logging
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -23,16 +23,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 import lvsa
+from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.errors import LVSAError
-from lvsa.launch.models import EMBEDDED
 from lvsa.launch.output import written_whole
+from lvsa.launch.runtime import run_reporting, set_up_logging
 from lvsa.studies.quality import report
 from lvsa.studies.quality.measures import measure
 from lvsa.studies.tiny_wan import sheets
 from lvsa.studies.tiny_wan.captions import held_out
 from lvsa.studies.tiny_wan.clips import SIZE, draw_clip, render
-
-logger = logging.getLogger(__name__)
 
 VARIANTS: dict[str, lvsa.LVSASettings | None] = {
     "dense": None,
@@ -42,7 +41,9 @@ VARIANTS: dict[str, lvsa.LVSASettings | None] = {
     "even, rotating": lvsa.LVSASettings(keyframe_placement="even", rotate_keyframes=True),
 }
 DRAWN = "drawn clips"
-HORIZON = 21
+"""Variant that is not generated, but drawn as the training data is."""
+HORIZON = TINY_WAN.horizon
+"""Latent frames of the training clips."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,16 @@ class Study:
     """Folder for results, table and pictures."""
     part: Literal["all", "horizon", "beyond", "report"] = "all"
     """What to run; report makes table and pictures of the results there are."""
-    steps: int = EMBEDDED["tiny-wan"].steps
+    steps: int = TINY_WAN.defaults.steps
     """Denoising steps."""
-    guidance: float = EMBEDDED["tiny-wan"].guidance
+    guidance: float = TINY_WAN.defaults.guidance
     """Guidance scale."""
     seeds: int = 2
     """Seeds for each caption."""
     captions: int = 20
     """Captions beyond the horizon, evenly chosen from the 20 held-out ones."""
     lengths: tuple[int, ...] = (41, 81, 121)
-    """Latent frames beyond the horizon of 21."""
+    """Latent frames beyond the training horizon."""
     threads: int | None = None
     """CPU threads. Default: PyTorch's own choice."""
 
@@ -129,7 +130,11 @@ def drawn(captions: list[str], seed: int, latent: int) -> Tensor:
 
 
 def run(study: Study) -> list[dict[str, Any]]:
-    """All results, after generating and measuring those that were missing."""
+    """All results, after generating and measuring those that were missing.
+
+    Raises:
+        LVSAError: where the pipeline is missing.
+    """
     results: list[dict[str, Any]] = []
     if study.results.exists():
         results = json.loads(study.results.read_text())
@@ -141,6 +146,8 @@ def run(study: Study) -> list[dict[str, Any]]:
     ]
     if not wanted:
         return results
+    if not study.model.is_dir():
+        raise LVSAError(f"no pipeline at {study.model}; studies/tiny_wan/train.py makes one")
     pipe = WanPipeline.from_pretrained(study.model)
     pipe.set_progress_bar_config(disable=True)
     for variant, latent, seed, captions in tqdm(wanted, desc="study"):
@@ -187,18 +194,16 @@ def write_json(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    study = tyro.cli(Study, description=__doc__)
-    if study.threads is not None:
-        torch.set_num_threads(study.threads)
-    try:
-        if not study.model.is_dir() and study.part != "report":
-            raise LVSAError(f"no pipeline at {study.model}; studies/tiny_wan/train.py makes one")
-        results = run(study)
-        report.write(results, study.docs, HORIZON)
-    except LVSAError as error:
-        logger.error("%s", error)
-        raise SystemExit(2) from None
+    """The command line."""
+    set_up_logging(0)
+
+    def work() -> None:
+        study = tyro.cli(Study, description=__doc__)
+        if study.threads is not None:
+            torch.set_num_threads(study.threads)
+        report.write(run(study), study.docs, HORIZON)
+
+    sys.exit(run_reporting(work))
 
 
 if __name__ == "__main__":

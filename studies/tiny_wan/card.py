@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lvsa.launch.models import EMBEDDED
+from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.studies.tiny_wan import checkpoints
 from lvsa.studies.tiny_wan.captions import COLORS, SHAPES
 from lvsa.studies.tiny_wan.dit_stage import DiTTraining
@@ -106,8 +106,8 @@ def model_card(
         vae_frames=vae.frames,
         long_frames=3 * vae.frames - 2,
         mse=mse,
-        steps=EMBEDDED["tiny-wan"].steps,
-        guidance=EMBEDDED["tiny-wan"].guidance,
+        steps=TINY_WAN.defaults.steps,
+        guidance=TINY_WAN.defaults.guidance,
         first=vae.first_weight,
         dit_steps=dit_state["step"],
         dit_minutes=dit_state["seconds"] / 60,

@@ -8,6 +8,7 @@ the work folder, where sample pictures show how far it is; delete that folder to
 
 import logging
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,8 +18,9 @@ import tyro
 from diffusers import WanPipeline
 from torch import Tensor
 
+from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.errors import LVSAError
-from lvsa.launch.models import EMBEDDED
+from lvsa.launch.runtime import run_reporting, set_up_logging
 from lvsa.studies.tiny_wan import export, sheets
 from lvsa.studies.tiny_wan.card import model_card
 from lvsa.studies.tiny_wan.clips import SIZE
@@ -26,7 +28,7 @@ from lvsa.studies.tiny_wan.dit_stage import DiTTraining, train_dit
 from lvsa.studies.tiny_wan.latents import read_latents, write_latents
 from lvsa.studies.tiny_wan.vae_stage import VAETraining, load_vae, reconstruction, train_vae
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lvsa.studies.tiny_wan.train")
 
 SAMPLES = (
     "a red circle bounces",
@@ -60,7 +62,7 @@ class Training:
     """Second stage."""
     measure_clips: int = 16
     """Clips of full length that the VAE's error is measured on."""
-    sample_steps: int = EMBEDDED["tiny-wan"].steps
+    sample_steps: int = TINY_WAN.defaults.steps
     """Denoising steps of the sample pictures."""
 
     def check(self) -> None:
@@ -142,7 +144,7 @@ def samples(pipe: WanPipeline, settings: Training, frames: int) -> Tensor:
         width=SIZE,
         num_frames=frames,
         num_inference_steps=settings.sample_steps,
-        guidance_scale=EMBEDDED["tiny-wan"].guidance,
+        guidance_scale=TINY_WAN.defaults.guidance,
         generator=torch.Generator().manual_seed(settings.seed),
         output_type="pt",
     ).frames
@@ -150,12 +152,9 @@ def samples(pipe: WanPipeline, settings: Training, frames: int) -> Tensor:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        train(tyro.cli(Training, description=__doc__))
-    except LVSAError as error:
-        logger.error("%s", error)
-        raise SystemExit(2) from None
+    """The command line."""
+    set_up_logging(0)
+    sys.exit(run_reporting(lambda: train(tyro.cli(Training, description=__doc__))))
 
 
 if __name__ == "__main__":

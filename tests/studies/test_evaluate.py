@@ -30,6 +30,6 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     text.write_text("no video")
     for path in (missing, text):
         with refuses(LVSAError, path):
-            evaluate.read_video(path)
+            evaluate.evaluate(evaluate.Evaluation((path,)))
     with refuses(LVSAError, "VIDEO"):
         evaluate.evaluate(evaluate.Evaluation(()))

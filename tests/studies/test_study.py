@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import WanPipeline
 
 from lvsa.errors import LVSAError
 from lvsa.studies.quality import report, study
 from tests.support.errors import refuses
+
+ASSETS = Path(__file__).parents[2] / "assets" / "tiny-wan"
 
 
 def test_study_covers_what_it_says() -> None:
@@ -16,6 +19,19 @@ def test_study_covers_what_it_says() -> None:
     assert len(set(horizon)) == 40
     beyond = {(v, n, seed) for v, n, seed, batch in cells if n != 21 and len(batch) == 6}
     assert len(beyond) == (len(study.VARIANTS) + 1) * 3 * 2
+
+
+def test_variants_attend_what_their_names_say() -> None:
+    pipe = WanPipeline.from_pretrained(ASSETS)
+    offsets: dict[str, int | None] = {}
+    for variant in study.VARIANTS:
+        with study.attention(pipe, variant, 481) as session:
+            pattern = session.attention.pattern if session else None
+            offsets[variant] = pattern.n_offsets if pattern else None
+            assert pattern is None or pattern.density < 0.25
+    assert offsets["dense"] is None
+    assert offsets["published, fixed"] == offsets["even, fixed"] == 1
+    assert offsets["published, rotating"] > 1 and offsets["even, rotating"] > 1
 
 
 RESULT: dict[str, Any] = {
