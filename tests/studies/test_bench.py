@@ -42,20 +42,20 @@ def test_one_process_writes_results_and_chart(tmp_path: Path) -> None:
     assert row["dense_received_bytes_max"] == row["sparse_received_bytes_max"] == 0
 
 
-def measured(rank: int, world: int, case: Case) -> dict[str, Any]:
-    return measure(case, TINY, torch.device("cpu"))
+def measured(rank: int, world: int, cases: list[Case]) -> list[dict[str, Any]]:
+    return [measure(case, TINY, torch.device("cpu")) for case in cases]
 
 
 def test_two_ranks_count_what_they_receive_and_the_slowest_counts() -> None:
     # A shard of 12 frames × 8 tokens, keys and values of 2 × 8 channels in float32.
     shard = 12 * 8 * 2 * 2 * 8 * 4
-    for exchange in ("needed", "all_gather"):
-        case = Case(24, 8, 2, 8, 2, exchange)
-        ranks = run_ranks(2, measured, case)
-        row = summary(case, ranks)
+    exchanges = [Case(24, 8, 2, 8, 2, exchange) for exchange in ("needed", "all_gather")]
+    results = zip(*run_ranks(2, measured, exchanges), strict=True)
+    for case, ranks in zip(exchanges, results, strict=True):
+        row = summary(case, list(ranks))
         assert row["dense_received_bytes_max"] == shard
         sparse = row["sparse_received_bytes_max"]
-        assert sparse == shard if exchange == "all_gather" else 0 < sparse < shard
+        assert sparse == shard if case.exchange == "all_gather" else 0 < sparse < shard
         slower = [max(pair) for pair in zip(*(r["seconds"]["dense"] for r in ranks), strict=True)]
         assert row["dense_seconds"] == pytest.approx(slower, abs=1e-6)
 
