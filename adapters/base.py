@@ -202,6 +202,13 @@ class PipelineAdapter(ABC):
         """
         return str(index["_class_name"])
 
+    def size_of_image(self, pipe: Any, height: int, width: int) -> tuple[int, int] | None:
+        """Height and width of the video that a pipeline makes of an image of this size.
+
+        None where it makes whatever size it is asked for.
+        """
+        return None
+
     def call_arguments(self, pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the pipeline's call from those in the usual names of diffusers.
 

@@ -34,6 +34,10 @@ class HunyuanVideo15Adapter(ModelAdapter):
         "prepare_cond_latents_and_mask",
     )
 
+    def size_of_image(self, pipe: Any, height: int, width: int) -> tuple[int, int] | None:
+        """The size nearest in shape that the model's `target_size` allows, for image to video."""
+        return _size_of_image(pipe, height, width) if is_pipeline(pipe, I2V) else None
+
     def call_arguments(self, pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's arguments; its guidance scale goes to a guider of this pipeline's own.
 
@@ -93,14 +97,19 @@ class HunyuanVideo15Adapter(ModelAdapter):
                 yield path, module
 
 
+def _size_of_image(pipe: Any, height: int, width: int) -> tuple[int, int]:
+    made = pipe.video_processor.calculate_default_height_width(
+        height=height, width=width, target_size=pipe.target_size
+    )
+    return int(made[0]), int(made[1])
+
+
 def _check_size(pipe: Any, arguments: dict[str, Any]) -> None:
     """Takes height and width out of an image-to-video pipeline's arguments."""
     image = arguments.get("image")
     if not isinstance(image, Image.Image):
         raise LVSAError(f"{I2V} needs a PIL image as `image`; got {type(image).__name__}")
-    made = pipe.video_processor.calculate_default_height_width(
-        height=image.size[1], width=image.size[0], target_size=pipe.target_size
-    )
+    made = _size_of_image(pipe, image.height, image.width)
     for name, size in zip(("height", "width"), made, strict=True):
         if arguments.pop(name, size) not in (size, None):
             raise LVSAError(

@@ -57,14 +57,19 @@ def run(config: GenerateConfig, runtime: Runtime) -> Any:
         latents; None for a dry run.
     """
     check_agreement(config.as_dict(), runtime.group)
-    job = runtime.together(lambda: make_job(config, runtime.world, runtime.device))
-    stem = runtime.together(lambda: output_stem(config, job.request))
-    if runtime.first:
+    # One rank reads images and videos, which may be large, and only on its node.
+    planned = runtime.on_first(lambda: make_job(config, runtime.world, runtime.device))
+    request = runtime.from_first(None if planned is None else planned.request)
+    job = runtime.together(
+        lambda: planned or make_job(config, runtime.world, runtime.device, request)
+    )
+    stem = runtime.on_first(lambda: output_stem(config, job.request))
+    if stem is not None:
         tell(job, stem)
     if config.dry_run:
         return None
 
-    runtime.together(lambda: check_encoder() if runtime.first else None)
+    runtime.on_first(check_encoder)
     seconds = Stopwatch()
     pipe = runtime.together(
         lambda: load_pipeline(job.source, job.dtype, job.adapter, runtime.first)
@@ -93,7 +98,7 @@ def run(config: GenerateConfig, runtime: Runtime) -> Any:
     replication.remove()
     seconds.lap("generation")
     runtime.share(rank_facts(session, steps, runtime))
-    if runtime.first:
+    if stem is not None:
         write_video(stem.with_name(f"{stem.name}.mp4"), video[0], job.request.fps)
         seconds.lap("writing")
         write_record(

@@ -2,20 +2,19 @@
 
 import inspect
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.checkpoints import Defaults
 from lvsa.errors import LVSAError
+from lvsa.launch.conditions import Conditions
 from lvsa.launch.config import GenerateConfig
 from lvsa.settings import flag
 
 SETTLED = ("num_frames", "height", "width", "steps", "guidance", "fps")
+FILES = ("image", "last_image", "video")
 # Arguments of diffusers pipelines that are flags under another name.
 FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance"}
 
@@ -43,32 +42,36 @@ class Request:
     conditions: dict[str, Any]
 
 
-def make_request(config: GenerateConfig, pipe: Any, defaults: Defaults | None) -> Request:
+def make_request(
+    config: GenerateConfig, pipe: Any, adapter: ModelAdapter, defaults: Defaults | None, world: int
+) -> Request:
     """Settles what the user left open by the model's defaults, and reads images and videos.
 
     Args:
         config: the user's settings.
         pipe: the pipeline, or a skeleton of it.
+        adapter: of the model.
         defaults: of the model; None where it is not known.
+        world: ranks that share the video; a size that nobody asked for divides among them.
 
     Raises:
         LVSAError: for something open that no default settles, a file that cannot be read, or an
             image or video that the pipeline does not take, or lacks.
     """
     accepted = inspect.signature(type(pipe).__call__).parameters
+    sources = Conditions({n: p for n in FILES if (p := getattr(config, n)) is not None})
     values = {name: getattr(config, name) for name in SETTLED}
+    any_size = values["height"] is None and values["width"] is None
+    # Nobody says how many frames of the video: all of them.
+    whole = sources.video is not None and values["num_frames"] is None
     if defaults is not None:
         values = {n: getattr(defaults, n) if v is None else v for n, v in values.items()}
-    conditions: dict[str, Any] = {}
-    if config.video is not None:
-        frames = read_video(config.video)
-        values["num_frames"] = config.num_frames or len(frames)
-        conditions["video"] = frames[: values["num_frames"]]
-        if len(frames) < values["num_frames"]:
-            raise LVSAError(
-                f"--video {config.video} has {len(frames)} frames, fewer than --num-frames "
-                f"{values['num_frames']}"
-            )
+        if any_size:
+            frames = None if whole else values["num_frames"]
+            own = defaults.height, defaults.width
+            values["height"], values["width"] = sources.size(own, adapter, pipe, frames, world)
+    if whole:
+        del values["num_frames"]
     open_flags = [flag(name) for name, value in values.items() if value is None]
     if open_flags:
         raise LVSAError(
@@ -78,13 +81,10 @@ def make_request(config: GenerateConfig, pipe: Any, defaults: Defaults | None) -
     for name in ("steps", "fps"):
         if values[name] < 1:
             raise LVSAError(f"{flag(name)} is {values[name]}; it must be at least 1")
-    size = values["width"], values["height"]
-    for name in ("image", "last_image"):
-        path = getattr(config, name)
-        if path is not None:
-            conditions[name] = read_image(path, size)
-    if "video" in conditions:
-        conditions["video"] = [fit(frame, size) for frame in conditions["video"]]
+    size = values["height"], values["width"]
+    conditions = sources.fitted(size, values.get("num_frames"), values["fps"])
+    if whole:
+        values["num_frames"] = len(conditions["video"])
     if config.strength is not None and config.video is not None:
         if not 0 < config.strength <= 1:
             raise LVSAError(f"--strength is {config.strength}; allowed: above 0, up to 1")
@@ -153,27 +153,3 @@ def call_arguments(
             f"{', '.join(FLAGS.get(name, flag(name)) for name in missing)}"
         )
     return {name: value for name, value in arguments.items() if name in accepted}
-
-
-def read_image(path: Path, size: tuple[int, int]) -> Image.Image:
-    """An image file, cropped and scaled to (width, height) pixels."""
-    try:
-        with Image.open(path) as image:
-            return fit(image.convert("RGB"), size)
-    except (OSError, UnidentifiedImageError) as error:
-        raise LVSAError(f"{path} cannot be read as an image: {error}") from error
-
-
-def read_video(path: Path) -> list[Image.Image]:
-    """All frames of a video file."""
-    try:
-        return [Image.fromarray(frame) for frame in iio.imiter(path, plugin="FFMPEG")]
-    except (OSError, RuntimeError) as error:
-        raise LVSAError(f"{path} cannot be read as a video: {error}") from error
-
-
-def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Fills (width, height): scaled, with what overhangs cut off in equal parts."""
-    if image.size == size:
-        return image
-    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)

@@ -77,13 +77,16 @@ class Job:
         return sum(1 for _ in self.adapter.attention_modules(self.transformer))
 
 
-def make_job(config: GenerateConfig, world: int, device: torch.device) -> Job:
+def make_job(
+    config: GenerateConfig, world: int, device: torch.device, request: Request | None = None
+) -> Job:
     """Checks a configuration against the model's configs.
 
     Args:
         config: the user's settings.
         world: ranks that share the video.
         device: of this process; decides the automatic dtype.
+        request: made of the same configuration by another rank, which read images and videos.
 
     Raises:
         LVSAError: for anything that cannot work; see `make_request`, `ModelAdapter.grid`.
@@ -97,7 +100,11 @@ def make_job(config: GenerateConfig, world: int, device: torch.device) -> Job:
         source = replace(source, variant=wanted)
     get_backend(config.backend)
     skeleton = skeleton_pipeline(source)
-    request = make_request(config, skeleton, defaults_for(source, adapter, skeleton))
+    if config.dry_run and config.ranks is not None:
+        world = config.ranks
+    if request is None:
+        defaults = defaults_for(source, adapter, skeleton)
+        request = make_request(config, skeleton, adapter, defaults, world)
     call_arguments(request, adapter, skeleton, first_rank=True)
     grid = adapter.grid(request.num_frames, request.height, request.width, skeleton)
     if config.riflex:
@@ -111,8 +118,6 @@ def make_job(config: GenerateConfig, world: int, device: torch.device) -> Job:
         )
     pattern = make_pattern(adapter, skeleton, grid, settings) if config.lvsa else dense(grid.frames)
     dtype = "bfloat16" if device.type == "cuda" else "float32"
-    if config.dry_run and config.ranks is not None:
-        world = config.ranks
     job = Job(
         config=config,
         source=source,

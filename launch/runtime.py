@@ -77,6 +77,33 @@ class Runtime:
             raise SharedError("\n".join(f"rank {rank}: {text}" for rank, text in failed.items()))
         return result  # type: ignore[return-value]
 
+    def on_first(self, work: Callable[[], Result]) -> Result | None:
+        """Runs ``work`` on the first rank alone; a user's mistake there stops all alike.
+
+        Returns:
+            Its result on the first rank, None on the others.
+
+        Raises:
+            SharedError: on every rank, with the message of the first.
+        """
+        result, problem = None, None
+        if self.first:
+            try:
+                result = work()
+            except LVSAError as error:
+                problem = str(error)
+        problem = self.from_first(problem)
+        if problem is not None:
+            raise SharedError(problem)
+        return result
+
+    def from_first(self, value: Result) -> Result:
+        """The first rank's value, on every rank; it travels as a pickle."""
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box, group_src=0, group=self.group)
+        return box[0]
+
     def share(self, mine: dict[str, Any]) -> None:
         """Leaves facts about this rank for the first one, which may be busy decoding."""
         self._mine = mine

@@ -178,11 +178,11 @@ def test_a_signal_while_it_writes(tmp_path, number):
     pid = process.pid
     encoders = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     assert encoders
-    for _ in range(3):
-        os.kill(pid, number)
-        time.sleep(0.01)
+    os.kill(pid, number)
+    os.kill(pid, number)
     process.join(60)
-    assert process.exitcode == (1 if number == signal.SIGINT else 128 + number)
+    # The second one may come when all is cleaned up and signals do again what they always do.
+    assert process.exitcode in (1 if number == signal.SIGINT else 128 + number, -number)
     assert (tmp_path / "a.mp4").read_text() == "the good one"
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
     assert not any(Path(f"/proc/{pid}").exists() for pid in encoders)
