@@ -27,7 +27,6 @@ from lvsa.attention import LVSAttention
 from lvsa.errors import DivisibilityError, LVSAError
 from lvsa.keyframes import PLACEMENTS, Placement
 from lvsa.launch.config import ExchangeName
-from lvsa.launch.job import DTYPES
 from lvsa.launch.output import versions, write_record
 from lvsa.launch.runtime import pick_device, run_reporting, set_up_logging
 from lvsa.pattern import dense
@@ -127,10 +126,9 @@ def measure(case: Case, config: BenchConfig, device: torch.device) -> dict[str, 
     }
     L = engines["dense"].local_tokens
     generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, config.dtype)
     q, k, v = (
-        torch.randn(1, L, case.heads, case.head_dim, generator=generator).to(
-            device, DTYPES[config.dtype]
-        )
+        torch.randn(1, L, case.heads, case.head_dim, generator=generator).to(device, dtype)
         for _ in range(3)
     )
     seconds: dict[str, list[float]] = {"dense": [], "sparse": []}
