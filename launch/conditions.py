@@ -17,6 +17,7 @@ from lvsa.launch.media import (
     read_video,
     share_cropped,
     size_for_image,
+    video_size,
 )
 from lvsa.settings import flag
 
@@ -41,8 +42,7 @@ class Conditions:
         self.video = files.get("video")
         self.sizes: dict[str, Size] = {name: (i.height, i.width) for name, i in self.images.items()}
         if self.video is not None:
-            height, width = read_video(self.video, count=1).frames.shape[1:3]
-            self.sizes["video"] = (height, width)
+            self.sizes["video"] = video_size(self.video)
 
     def size(
         self, own: Size, adapter: ModelAdapter, pipe: Any, num_frames: int | None, world: int

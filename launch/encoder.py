@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lvsa.launch.ffmpeg import FFmpegError, count_frames, running
-from lvsa.launch.output import OutputError, written_whole
+from lvsa.launch.output import OutputError, signals_raise, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def check_encoder() -> None:
     Raises:
         FFmpegError: where ffmpeg or its H.264 encoder is missing or does not work.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with signals_raise(), tempfile.TemporaryDirectory() as folder:
         try:
             _encode(Path(folder) / "check.mp4", np.zeros((2, 16, 16, 3), np.float32), 8)
         except FFmpegError as error:
@@ -58,10 +58,10 @@ def _encode(path: Path, frames: np.ndarray, fps: float) -> None:
     height, width = frames.shape[1:3]
     pixels = "yuv420p"
     if height % 2 or width % 2:
-        # Half the colour resolution, which every player takes, needs even sizes.
+        # Half the color resolution, which every player takes, needs even sizes.
         pixels = "yuv444p"
         logger.warning(
-            "%d × %d pixels (width × height) is odd: the mp4 keeps full colour resolution "
+            "%d × %d pixels (width × height) is odd: the mp4 keeps full color resolution "
             "(yuv444p), which some players do not show",
             width,
             height,

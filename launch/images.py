@@ -70,7 +70,7 @@ def _as_seen(image: Image.Image, path: Path) -> Image.Image:
     alpha = None
     if image.has_transparency_data:
         alpha = image.convert("RGBA").getchannel("A")
-    # A profile fits the colours alone, without transparency and palette.
+    # A profile fits the colors alone, without transparency and palette.
     if image.mode in ("1", "L", "LA"):
         image = image.convert("L")
     elif image.mode in ("P", "PA", "RGBA"):
@@ -96,7 +96,7 @@ def _to_srgb(image: Image.Image, path: Path) -> Image.Image:
             )
         except (OSError, ImageCms.PyCMSError) as error:
             logger.warning(
-                "%s: its colour profile is left out, as it cannot be used: %s", path, error
+                "%s: its color profile is left out, as it cannot be used: %s", path, error
             )
         else:
             assert converted is not None

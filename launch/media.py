@@ -37,7 +37,7 @@ class VideoFacts:
     Args:
         fps: frames per second, on average.
         frames: how many it should hold, by its length; None where it does not say.
-        matrix: how its colours are coded, in words of ffmpeg's scale filter.
+        matrix: how its colors are coded, in words of ffmpeg's scale filter.
         hdr: name of a transfer function with more than the usual range, if it has one.
     """
 
@@ -77,7 +77,7 @@ def read_video(path: Path, count: int | None = None, size: Size | None = None) -
     facts = video_facts(path)
     if facts.hdr:
         logger.warning(
-            "%s is HDR (%s) and taken as it is: its colours will be dull", path, facts.hdr
+            "%s is HDR (%s) and taken as it is: its colors will be dull", path, facts.hdr
         )
     pixels = bytearray()  # It grows in place: a list of frames would be held twice when stacked.
     read, shape, transparent = 0, None, False
@@ -103,6 +103,20 @@ def read_video(path: Path, count: int | None = None, size: Size | None = None) -
         logger.warning("%s is transparent; it is laid over white", path)
     assert shape is not None
     return Video(np.frombuffer(pixels, np.uint8).reshape(read, *shape), facts.fps)
+
+
+def video_size(path: Path) -> Size:
+    """Height and width of a video's frames as they are seen; errors as `read_video`."""
+    facts = video_facts(path)
+    try:
+        with running(_decoding(path, facts, 1)) as ffmpeg:
+            frame = next(_pam_frames(ffmpeg.pipe), None)
+    except FFmpegError as error:
+        raise LVSAError(f"{path} cannot be read as a video: {error}") from error
+    _check_count(path, int(frame is not None), 1, facts.frames, ffmpeg.said)
+    assert frame is not None
+    height, width, _ = frame.shape
+    return height, width
 
 
 def video_facts(path: Path) -> VideoFacts:

@@ -47,7 +47,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _signals_raise():
+        with signals_raise():
             try:
                 _create(temporary)
                 yield temporary
@@ -77,7 +77,7 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
     """Signals that end a program as exceptions, so that clean-up runs; a second one is ignored.
 
     Those that somebody handles otherwise stay theirs.

@@ -1,4 +1,4 @@
-"""The mp4: its colours, its tags, and what is left when it cannot be written."""
+"""The mp4: its colors, its tags, and what is left when it cannot be written."""
 
 import multiprocessing
 import os
@@ -46,14 +46,14 @@ def facts(path):
 
 
 @pytest.mark.parametrize(("height", "width"), [(720, 1280), (64, 64)])
-def test_colours_come_back(tmp_path, height, width):
-    colours = np.array(
+def test_colors_come_back(tmp_path, height, width):
+    colors = np.array(
         [(0, 255, 0), (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (200, 100, 50)]
     )
-    frames = np.broadcast_to((colours / 255)[:, None, None], (len(colours), height, width, 3))
+    frames = np.broadcast_to((colors / 255)[:, None, None], (len(colors), height, width, 3))
     write_video(tmp_path / "a.mp4", frames, 8)
     got = decoded(tmp_path / "a.mp4", height, width)
-    assert np.abs(got.astype(int) - colours[:, None, None]).max() <= 2
+    assert np.abs(got.astype(int) - colors[:, None, None]).max() <= 2
 
 
 def test_what_the_file_says_of_itself(tmp_path):
@@ -157,6 +157,16 @@ def test_a_full_disk(small_disk):
         write_record(small_disk / "b.json", {"much": "x" * 30_000})
     assert (small_disk / "a.mp4").read_bytes() == old
     assert [p.name for p in small_disk.iterdir()] == ["a.mp4"]
+
+
+def test_a_full_disk_at_the_end_of_a_generation(small_disk):
+    (small_disk / "clip.mp4").write_text("the good one")
+    (small_disk / "ballast").write_bytes(bytes(12_000))
+    arguments = ["--prompt", "x", "--num-frames", "17", "--steps", "1", "--output-name", "clip"]
+    with refuses(OutputError, small_disk / "clip.mp4", "No space left on device"):
+        launched(0, 1, [*arguments, "--output-dir", str(small_disk), "--device", "cpu"])
+    assert (small_disk / "clip.mp4").read_text() == "the good one"
+    assert sorted(p.name for p in small_disk.iterdir()) == ["ballast", "clip.mp4"]
 
 
 def write_without_end(path):

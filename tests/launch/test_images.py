@@ -21,8 +21,8 @@ def read(path, image, **options):
     return np.asarray(seen).astype(int)
 
 
-def near(pixels, colour, tolerance=1):
-    return np.abs(pixels - np.array(colour)).max() <= tolerance
+def near(pixels, color, tolerance=1):
+    return np.abs(pixels - np.array(color)).max() <= tolerance
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -47,7 +47,7 @@ def test_pictures_are_upright(tmp_path, suffix, orientation):
 
 
 @pytest.mark.parametrize(
-    ("mode", "pixel", "colour", "suffixes"),
+    ("mode", "pixel", "color", "suffixes"),
     [
         ("1", 1, (255, 255, 255), "png tif bmp"),
         ("L", 100, (100, 100, 100), "png tif bmp tga"),
@@ -62,14 +62,14 @@ def test_pictures_are_upright(tmp_path, suffix, orientation):
         ("LAB", (224, 49, 209), (13, 254, 14), "tif"),
     ],
 )  # fmt: skip
-def test_modes(tmp_path, mode, pixel, colour, suffixes):
+def test_modes(tmp_path, mode, pixel, color, suffixes):
     for suffix in suffixes.split():
         got = read(tmp_path / f"a.{suffix}", Image.new(mode, (16, 16), pixel), quality=100)
-        assert near(got, colour), suffix
+        assert near(got, color), suffix
 
 
-def test_hidden_colours_stay_hidden(tmp_path, caplog):
-    """Pixels that nobody sees hold colours too; without the alpha they show."""
+def test_hidden_colors_stay_hidden(tmp_path, caplog):
+    """Pixels that nobody sees hold colors too; without the alpha they show."""
     palette = Image.new("P", (16, 16), 1)
     palette.putpalette([*RED, *GREEN])
     for suffix, key in (("png", 1), ("gif", 1), ("png", b"\xff\x00")):

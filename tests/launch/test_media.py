@@ -19,7 +19,7 @@ def made(path, *arguments):
     return path
 
 
-def colours(count, height=32, width=48):
+def colors(count, height=32, width=48):
     """Frames ``[F, H, W, 3]`` of one grey each, 0 … 1, which tell their number."""
     levels = np.arange(count) / max(1, count - 1)
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3))
@@ -27,7 +27,7 @@ def colours(count, height=32, width=48):
 
 @pytest.fixture
 def clip(tmp_path):
-    write_video(tmp_path / "clip.mp4", colours(20), 30)
+    write_video(tmp_path / "clip.mp4", colors(20), 30)
     return tmp_path / "clip.mp4"
 
 
@@ -35,7 +35,7 @@ def test_all_frames_and_their_rate(clip):
     video = read_video(clip)
     assert video.frames.shape == (20, 32, 48, 3) and video.frames.dtype == np.uint8
     assert video.fps == 30
-    assert np.abs(video.frames - colours(20) * 255).max() <= 2
+    assert np.abs(video.frames - colors(20) * 255).max() <= 2
 
 
 def test_what_is_written_is_what_is_read(tmp_path):
@@ -48,7 +48,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
 def test_the_frames_that_are_wanted(clip):
     video = read_video(clip, count=7, size=(16, 16))
     assert video.frames.shape == (7, 16, 16, 3)
-    assert np.abs(video.frames - colours(20, 16, 16)[:7] * 255).max() <= 2
+    assert np.abs(video.frames - colors(20, 16, 16)[:7] * 255).max() <= 2
     with refuses(LVSAError, clip, 20, 21):
         read_video(clip, count=21)
 
@@ -109,7 +109,7 @@ def test_pixels_that_are_not_square(tmp_path, clip):
     assert read_video(wide, count=1).frames.shape == (1, 32, 96, 3)
 
 
-def test_colours_without_a_tag(tmp_path):
+def test_colors_without_a_tag(tmp_path):
     """As players do: BT.601 for small pictures, BT.709 for large ones."""
     for height, width in ((64, 64), (720, 1280)):
         matrix = "bt709" if height == 720 else "bt601"
@@ -152,7 +152,7 @@ def test_files_that_are_no_videos(tmp_path):
 def test_names_that_mean_something_to_ffmpeg(tmp_path, monkeypatch, clip):
     monkeypatch.chdir(tmp_path)
     for name in ("-i.mp4", "http:clip.mp4", "a%d.mp4", "a b'c.mp4"):
-        write_video(tmp_path / name, colours(2), 8)
+        write_video(tmp_path / name, colors(2), 8)
         assert read_video(tmp_path / name, count=2).fps == 8
 
 
