@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.errors import LVSAError
-from lvsa.launch.runtime import run_reporting, set_up_logging
+from lvsa.launch.runtime import pick_device, run_reporting, set_up_logging
 from lvsa.studies.tiny_wan import export, sheets
 from lvsa.studies.tiny_wan.card import model_card
 from lvsa.studies.tiny_wan.clips import SIZE
@@ -51,7 +51,7 @@ class Training:
     seed: int = 0
     """Seed of weights, clips and noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a GPU if there is one."""
+    """Where to train. auto: CUDA where there is a GPU."""
     threads: int | None = None
     """CPU threads. Default: PyTorch's own choice."""
     clips: int = 3000
@@ -89,8 +89,6 @@ class Training:
         ):
             if value < 1:
                 raise LVSAError(f"{name} is {value}; it must be at least 1")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise LVSAError("--device is cuda, but PyTorch finds no GPU; use cpu or auto")
 
 
 def train(settings: Training) -> Path:
@@ -100,12 +98,9 @@ def train(settings: Training) -> Path:
         Folder of the finished pipeline.
     """
     settings.check()
+    device = pick_device(settings.device, 0)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    chosen = settings.device
-    if chosen == "auto":
-        chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(chosen)
     work, seed = settings.work, settings.seed
     frames = 4 * settings.dit.frames - 3
     train_vae(settings.vae, work, seed, device)
@@ -127,7 +122,7 @@ def train(settings: Training) -> Path:
         for part in (pipe.vae, pipe.text_encoder, pipe.transformer)
         for parameter in part.parameters()
     )
-    machine = f"{os.cpu_count()} CPU cores" if chosen == "cpu" else "one GPU"
+    machine = f"{os.cpu_count()} CPU cores" if device.type == "cpu" else "one GPU"
     card = model_card(
         work, weights / 1e6, mse, len(data.captions), seed, machine, settings.vae, settings.dit
     )
