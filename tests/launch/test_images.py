@@ -64,7 +64,9 @@ def test_pictures_are_upright(tmp_path, suffix, orientation):
 )  # fmt: skip
 def test_modes(tmp_path, mode, pixel, color, suffixes):
     for suffix in suffixes.split():
-        got = read(tmp_path / f"a.{suffix}", Image.new(mode, (16, 16), pixel), quality=100)
+        # Without compression some versions of Pillow do not read their own YCbCr.
+        options = {"compression": "tiff_lzw"} if mode == "YCbCr" else {"quality": 100}
+        got = read(tmp_path / f"a.{suffix}", Image.new(mode, (16, 16), pixel), **options)
         assert near(got, color), suffix
 
 
