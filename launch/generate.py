@@ -9,53 +9,53 @@ pattern → shards → weights → LVSA and plan on the pipeline → denoising �
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lvsa.adapters.install.enable import enable
-from lvsa.adapters.install.replication import Replication
-from lvsa.comm import check_agreement
-from lvsa.launch.config import GenerateConfig, parse
-from lvsa.launch.encoder import check_encoder, write_video
-from lvsa.launch.inputs import call_arguments
-from lvsa.launch.job import Job, make_job, without_effect
-from lvsa.launch.meter import StepTimer, Stopwatch
-from lvsa.launch.output import output_stem, write_record
-from lvsa.launch.picture import draw_pattern
-from lvsa.launch.record import make_record, rank_facts
-from lvsa.launch.report import report
-from lvsa.launch.runtime import (
-    Runtime,
-    rank_of_environment,
-    run_reporting,
-    set_up_logging,
-    start,
-)
-from lvsa.launch.weights import load_pipeline
+from lvsa.launch.arguments import parse
+from lvsa.launch.config import GenerateConfig
+from lvsa.launch.environment import Place
+from lvsa.launch.reporting import run_reporting
+
+if TYPE_CHECKING:
+    from lvsa.launch.runtime import Runtime
 
 logger = logging.getLogger("lvsa.launch.generate")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the launcher and exits with its code: 0, 2 for a user's mistake, 1 for a failure."""
-    rank = rank_of_environment()
-    set_up_logging(rank)
 
-    def work() -> None:
-        config = parse(argv, quiet=rank != 0)
-        with start(config.device, config.timeout) as runtime:
+    def work(place: Place) -> None:
+        config = parse(argv, quiet=not place.first)
+        from lvsa.launch.runtime import start
+
+        with start(config.processes, place) as runtime:
             run(config, runtime)
 
     sys.exit(run_reporting(work))
 
 
-def run(config: GenerateConfig, runtime: Runtime) -> Any:
+def run(config: GenerateConfig, runtime: "Runtime") -> Any:
     """A generation, or its plan alone for --dry-run.
 
     Returns:
         On the first rank the decoded video ``[1, F, H, W, 3]`` in 0 … 1, on the others their
         latents; None for a dry run.
     """
+    # torch, diffusers and transformers come with these: seconds, for arguments that hold.
+    from lvsa.adapters.install.enable import enable
+    from lvsa.adapters.install.replication import Replication
+    from lvsa.comm import check_agreement
+    from lvsa.launch.encoder import check_encoder, write_video
+    from lvsa.launch.inputs import call_arguments
+    from lvsa.launch.job import make_job
+    from lvsa.launch.meter import StepTimer, Stopwatch
+    from lvsa.launch.output import output_stem, write_record
+    from lvsa.launch.prompts import telling_truncation
+    from lvsa.launch.record import make_record, rank_facts
+    from lvsa.launch.report import tell
+    from lvsa.launch.weights import load_pipeline
+
     check_agreement(config.as_dict(), runtime.group)
     # One rank reads images and videos, which may be large, and only on its node.
     planned = runtime.on_first(lambda: make_job(config, runtime.world, runtime.device))
@@ -66,13 +66,20 @@ def run(config: GenerateConfig, runtime: Runtime) -> Any:
     stem = runtime.on_first(lambda: output_stem(config, job.request))
     if stem is not None:
         tell(job, stem)
-    if config.dry_run:
+    if config.output.dry_run:
         return None
 
     runtime.on_first(check_encoder)
     seconds = Stopwatch()
     pipe = runtime.together(
-        lambda: load_pipeline(job.source, job.dtype, job.adapter, runtime.first)
+        lambda: load_pipeline(
+            job.source,
+            job.dtype,
+            job.adapter,
+            encodes=runtime.first,
+            variant=config.model.variant,
+            allow_pickle=config.model.allow_pickle,
+        )
     )
     pipe.to(runtime.device)
     pipe.set_progress_bar_config(disable=not runtime.first, desc="denoising", unit="step")
@@ -80,18 +87,19 @@ def run(config: GenerateConfig, runtime: Runtime) -> Any:
 
     steps = StepTimer(runtime.device)
     replication = Replication(pipe, job.adapter.replicated_methods, runtime.group, runtime.device)
-    with enable(
+    lvsa = enable(
         pipe,
         num_frames=job.request.num_frames,
         height=job.request.height,
         width=job.request.width,
         pattern=job.pattern,
-        exchange=config.exchange,
-        backend=config.backend,
+        exchange=config.processes.exchange,
+        backend=config.attention.backend,
         adapter=job.adapter,
-        riflex=config.riflex,
-        riflex_ratio=config.riflex_ratio if config.riflex else None,
-    ) as session:
+        riflex=config.attention.riflex,
+        riflex_ratio=config.attention.riflex_ratio if config.attention.riflex else None,
+    )
+    with lvsa as session, telling_truncation(pipe):
         session.clock.listeners.append(steps)
         # The first rank decodes; the others are done when the last step is.
         video = pipe(**call_arguments(job.request, job.adapter, pipe, runtime.first)).frames
@@ -107,20 +115,6 @@ def run(config: GenerateConfig, runtime: Runtime) -> Any:
         )
         logger.info("wrote %s.mp4 and its record %s.json", stem, stem.name)
     return video
-
-
-def tell(job: Job, stem: Path) -> None:
-    """Says what will run and what was asked for in vain; draws the pattern where it is wanted."""
-    for setting in without_effect(job):
-        logger.warning("no effect: %s", setting)
-    video = stem.with_name(f"{stem.name}.mp4")
-    if video.exists() and not job.config.dry_run:
-        logger.warning("%s exists and will be replaced; --output-name gives another", video)
-    logger.info("the plan:\n%s", report(job))
-    if job.config.dry_run or job.config.show_mask:
-        picture = stem.with_name(f"{stem.name}.mask.png")
-        draw_pattern(job.pattern, picture, world=job.world, steps=job.request.steps)
-        logger.info("wrote %s", picture)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.checkpoints import Defaults
 from lvsa.errors import LVSAError
 from lvsa.launch.conditions import Conditions
-from lvsa.launch.config import GenerateConfig
+from lvsa.launch.config import GenerateConfig, VideoConfig
 from lvsa.settings import flag
 
-SETTLED = ("num_frames", "height", "width", "steps", "guidance", "fps")
 FILES = ("image", "last_image", "video")
 # Arguments of diffusers pipelines that are flags under another name.
 FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance"}
@@ -59,8 +58,16 @@ def make_request(
             image or video that the pipeline does not take, or lacks.
     """
     accepted = inspect.signature(type(pipe).__call__).parameters
-    sources = Conditions({n: p for n in FILES if (p := getattr(config, n)) is not None})
-    values = {name: getattr(config, name) for name in SETTLED}
+    video, sampling = config.video, config.sampling
+    sources = Conditions({n: p for n in FILES if (p := getattr(video, n)) is not None})
+    values: dict[str, Any] = {
+        "num_frames": video.num_frames,
+        "height": video.height,
+        "width": video.width,
+        "fps": video.fps,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+    }
     any_size = values["height"] is None and values["width"] is None
     # Nobody says how many frames of the video: all of them.
     whole = sources.video is not None and values["num_frames"] is None
@@ -78,34 +85,31 @@ def make_request(
             f"{type(pipe).__name__} of a size that is not known; please give "
             f"{', '.join(open_flags)} (--help-models lists the known ones)"
         )
-    for name in ("steps", "fps"):
-        if values[name] < 1:
-            raise LVSAError(f"{flag(name)} is {values[name]}; it must be at least 1")
     size = values["height"], values["width"]
     conditions = sources.fitted(size, values.get("num_frames"), values["fps"])
     if whole:
         values["num_frames"] = len(conditions["video"])
-    if config.strength is not None and config.video is not None:
-        if not 0 < config.strength <= 1:
-            raise LVSAError(f"--strength is {config.strength}; allowed: above 0, up to 1")
-        if int(values["steps"] * config.strength) < 1:
+    if video.strength is not None and video.video is not None:
+        if not 0 < video.strength <= 1:
+            raise LVSAError(f"--strength is {video.strength}; allowed: above 0, up to 1")
+        if int(values["steps"] * video.strength) < 1:
             raise LVSAError(
-                f"--strength {config.strength:g} of {values['steps']} steps leaves none to run; "
+                f"--strength {video.strength:g} of {values['steps']} steps leaves none to run; "
                 f"smallest that works: {1 / values['steps']:g}"
             )
-        conditions["strength"] = config.strength
-    _check_conditions(config, type(pipe).__name__, accepted, conditions)
+        conditions["strength"] = video.strength
+    _check_conditions(video, type(pipe).__name__, accepted, conditions)
     return Request(
         **values,
-        seed=config.seed,
-        prompt=config.prompt,
-        negative_prompt=config.negative_prompt,
+        seed=sampling.seed,
+        prompt=video.prompt,
+        negative_prompt=video.negative_prompt,
         conditions=conditions,
     )
 
 
 def _check_conditions(
-    config: GenerateConfig, pipeline: str, accepted: Any, conditions: dict[str, Any]
+    video: VideoConfig, pipeline: str, accepted: Any, conditions: dict[str, Any]
 ) -> None:
     takes = [name for name in ("image", "last_image", "video", "strength") if name in accepted]
     for name in conditions:
@@ -115,9 +119,9 @@ def _check_conditions(
                 f"{', '.join(map(flag, takes)) or 'a prompt only'}"
             )
     image = accepted.get("image")
-    if image is not None and image.default is inspect.Parameter.empty and config.image is None:
+    if image is not None and image.default is inspect.Parameter.empty and video.image is None:
         raise LVSAError(f"{pipeline} begins with an image; give --image FILE")
-    if "video" in accepted and "num_frames" not in accepted and config.video is None:
+    if "video" in accepted and "num_frames" not in accepted and video.video is None:
         raise LVSAError(f"{pipeline} begins with a video; give --video FILE")
 
 

@@ -11,15 +11,16 @@ from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.install.enable import make_pattern
 from lvsa.adapters.install.riflex import check_riflex
 from lvsa.backends import get_backend
-from lvsa.launch.config import GenerateConfig
+from lvsa.errors import BackendUnavailable
+from lvsa.launch.config import GenerateConfig, ProcessesConfig
 from lvsa.launch.inputs import Request, call_arguments, make_request
-from lvsa.launch.models import ModelSource, defaults_for, find_model, skeleton_pipeline
-from lvsa.pattern import Pattern, dense
+from lvsa.launch.models import ModelSource, find_model
+from lvsa.launch.skeleton import defaults_for, skeleton_pipeline
+from lvsa.pattern import FrameMatrices, Pattern, dense
+from lvsa.settings import flag
 from lvsa.shards import FrameGrid, Shards
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Job:
     Args:
         skeleton: the model's pipeline with its networks on the meta device.
         pattern: dense without --lvsa.
-        shards: the cut of the sequence; raises where it does not divide.
+        dtype: of the weights.
+        world: ranks that share the video.
     """
 
     config: GenerateConfig
@@ -52,24 +54,24 @@ class Job:
         return Shards(self.grid, self.world)
 
     @property
+    def horizon(self) -> int:
+        """Latent frames of the videos that the model was trained on."""
+        return self.adapter.training_horizon(self.skeleton)
+
+    @property
     def transformer(self) -> Any:
         """The (first) transformer, without weights."""
         return next(iter(self.adapter.transformers(self.skeleton).values()))
 
     @property
-    def transformer_config(self) -> Any:
-        """Config of the (first) transformer."""
-        return self.transformer.config
-
-    @property
     def heads(self) -> int:
         """Attention heads."""
-        return int(self.transformer_config.num_attention_heads)
+        return int(self.transformer.config.num_attention_heads)
 
     @property
     def head_dim(self) -> int:
         """Channels of a head."""
-        return int(self.transformer_config.attention_head_dim)
+        return int(self.transformer.config.attention_head_dim)
 
     @property
     def layers(self) -> int:
@@ -91,33 +93,28 @@ def make_job(
     Raises:
         LVSAError: for anything that cannot work; see `make_request`, `ModelAdapter.grid`.
     """
-    source = find_model(config.model)
+    source = find_model(config.model.model, config.model.revision)
     adapter = adapter_for(source.pipeline_class)
-    given = [name for name in ("image", "last_image", "video") if getattr(config, name)]
+    given = [name for name in ("image", "last_image", "video") if getattr(config.video, name)]
     wanted = adapter.pipeline_class(source.index, given)
     if wanted != source.pipeline_class:
         logger.info("%s is loaded as %s, to start from %s", source.name, wanted, ", ".join(given))
-        source = replace(source, variant=wanted)
-    get_backend(config.backend)
+        source = replace(source, loaded_as=wanted)
+    try:
+        get_backend(config.attention.backend, device)
+    except BackendUnavailable as error:
+        # A plan may be for another machine.
+        if not config.output.dry_run:
+            raise
+        logger.warning("%s", error)
     skeleton = skeleton_pipeline(source)
-    if config.dry_run and config.ranks is not None:
-        world = config.ranks
+    if config.output.dry_run and config.processes.ranks is not None:
+        world = config.processes.ranks
     if request is None:
         defaults = defaults_for(source, adapter, skeleton)
         request = make_request(config, skeleton, adapter, defaults, world)
     call_arguments(request, adapter, skeleton, first_rank=True)
     grid = adapter.grid(request.num_frames, request.height, request.width, skeleton)
-    if config.riflex:
-        horizon = adapter.training_horizon(skeleton)
-        check_riflex(adapter.transformers(skeleton), grid.frames, horizon, config.riflex_ratio)
-    settings = config.attention
-    if "last_image" in request.conditions:
-        # Not every model that takes a last image shows it in its configs.
-        settings = replace(
-            settings, condition_frames=tuple({*settings.condition_frames, grid.frames - 1})
-        )
-    pattern = make_pattern(adapter, skeleton, grid, settings) if config.lvsa else dense(grid.frames)
-    dtype = "bfloat16" if device.type == "cuda" else "float32"
     job = Job(
         config=config,
         source=source,
@@ -125,34 +122,97 @@ def make_job(
         skeleton=skeleton,
         request=request,
         grid=grid,
-        pattern=pattern,
-        dtype=DTYPES[dtype if config.dtype == "auto" else config.dtype],
+        pattern=reached(_pattern(config, adapter, skeleton, request, grid), request.steps),
+        dtype=_dtype(config.model.dtype, device),
         world=world,
     )
-    if not config.dry_run:
+    if config.attention.riflex:
+        ratio = config.attention.riflex_ratio
+        check_riflex(adapter.transformers(skeleton), grid.frames, job.horizon, ratio)
+    if not config.output.dry_run:
         # A dry run tells what would divide; anything else cannot go on.
-        Shards(job.grid, job.world)
+        _ = job.shards
     return job
 
 
+def _pattern(
+    config: GenerateConfig, adapter: ModelAdapter, skeleton: Any, request: Request, grid: FrameGrid
+) -> Pattern:
+    if not config.attention.lvsa:
+        return dense(grid.frames)
+    settings = config.attention.settings
+    if "last_image" in request.conditions:
+        # Not every model that takes a last image shows it in its configs.
+        frames = tuple({*settings.condition_latent_frames, grid.frames - 1})
+        settings = replace(settings, condition_latent_frames=frames)
+    return make_pattern(adapter, skeleton, grid, settings)
+
+
+def reached(pattern: Pattern, steps: int) -> Pattern:
+    """The pattern at the offsets that ``steps`` denoising steps come to, in the same order.
+
+    A long video has hundreds of offsets, each a matrix of its own in every table.
+    """
+    if steps >= pattern.n_offsets:
+        return pattern
+    some = FrameMatrices(steps, pattern.frames, pattern.attended.__getitem__)
+    return replace(pattern, attended=some)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else "bfloat16"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def without_effect(job: Job) -> list[str]:
-    """Settings that were given and change nothing for this model, length and world size."""
-    config, pattern = job.config, job.pattern
-    found = config.without_effect()
-    if config.lvsa and pattern.is_dense:
-        horizon = job.adapter.training_horizon(job.skeleton)
-        found.append(
-            f"--lvsa: every one of the {pattern.frames} latent frames attends all others anyway "
-            f"(training horizon: {horizon})"
-        )
-    elif config.lvsa and config.attention.rotate_keyframes and pattern.n_offsets == 1:
-        found.append("--rotate-keyframes: there is no keyframe that could move")
-    elif config.lvsa and config.attention.rotate_keyframes and job.request.steps == 1:
-        found.append("--rotate-keyframes: one denoising step has one set of keyframes")
-    if config.exchange != GenerateConfig.exchange and job.world == 1:
-        found.append(f"--exchange {config.exchange}: one process exchanges nothing")
-    if config.negative_prompt and job.request.guidance <= 1:
-        found.append(f"--negative-prompt: --guidance is {job.request.guidance:g}, which needs none")
-    if not config.prompt:
-        found.append("--prompt: empty, so the video shows anything")
-    return found
+    """Settings that were given and change nothing for this job, each with the reason."""
+    config, steps, guidance = job.config, job.request.steps, job.request.guidance
+    video, attention, processes = config.video, config.attention, config.processes
+    settings, dense_anyway = attention.settings, job.pattern.is_dense
+    still = settings.rotate_keyframes and not dense_anyway and job.pattern.n_offsets == 1
+    notes = [
+        *[(not attention.lvsa, f"{flag(name)}: needs --lvsa") for name in settings.changed()],
+        *[(attention.lvsa, note) for note in settings.without_effect()],
+        (
+            attention.lvsa and dense_anyway,
+            f"--lvsa: every one of the {job.pattern.frames} latent frames attends all others "
+            f"anyway (training horizon: {job.horizon})",
+        ),
+        (
+            attention.lvsa and still and steps > 1,
+            "--rotate-keyframes: there is no keyframe that could move",
+        ),
+        (
+            attention.lvsa and still and steps == 1,
+            "--rotate-keyframes: one denoising step has one set of keyframes",
+        ),
+        (
+            attention.riflex_ratio is not None and not attention.riflex,
+            "--riflex-ratio: needs --riflex",
+        ),
+        (video.strength is not None and video.video is None, "--strength: needs --video"),
+        (
+            config.model.revision is not None and not job.source.on_hub,
+            f"--revision: {job.source.name} is not on the model hub",
+        ),
+        (
+            processes.ranks is not None and not config.output.dry_run,
+            "--ranks: needs --dry-run; torchrun says how many ranks run",
+        ),
+        (
+            config.output.show_mask and config.output.dry_run,
+            "--show-mask: --dry-run saves the picture anyway",
+        ),
+        (
+            processes.exchange != ProcessesConfig.exchange and job.world == 1,
+            f"--exchange {processes.exchange}: one process exchanges nothing",
+        ),
+        (
+            bool(video.negative_prompt.strip()) and guidance <= 1,
+            f"--negative-prompt: --guidance is {guidance:g}, which needs none",
+        ),
+        (not video.prompt.strip(), "--prompt: empty, so the video shows anything"),
+    ]
+    return [note for applies, note in notes if applies]

@@ -2,6 +2,7 @@
 
 import resource
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ class StepTimer:
     """Told of every step by the session's clock; reads the times afterwards.
 
     Args:
-        device: CUDA steps are timed by events on the stream, others by the wall clock.
+        device: an accelerator's steps are timed by events on its stream, the CPU's by the clock.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,20 +22,20 @@ class StepTimer:
     def __call__(self, step: int) -> None:
         if step == 0:
             self._marks = []
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+        if self.device.type == "cpu":
+            self._marks.append(time.perf_counter())
+        else:
+            event = torch.Event(self.device, enable_timing=True)
             event.record()
             self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """Of each step of the last generation; waits for the device."""
-        pairs = list(zip(self._marks, self._marks[1:], strict=False))
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            return [a.elapsed_time(b) / 1e3 for a, b in pairs]
-        return [b - a for a, b in pairs]
+        """Seconds of each step of the last generation; waits for the device."""
+        pairs = list(pairwise(self._marks))
+        if self.device.type == "cpu":
+            return [b - a for a, b in pairs]
+        torch.accelerator.synchronize(self.device)
+        return [a.elapsed_time(b) / 1e3 for a, b in pairs]
 
 
 class Stopwatch:
@@ -52,7 +53,8 @@ class Stopwatch:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that was allocated: on the GPU, or by the whole process on CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    """The most that was allocated: on the accelerator, or else by the whole process."""
+    allocated = getattr(torch.get_device_module(device), "max_memory_allocated", None)
+    if allocated is not None:
+        return int(allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -122,7 +122,7 @@ def output_stem(config: GenerateConfig, request: Request) -> Path:
         LVSAError: for a name that is no file name, is too long, or is a folder's; and for an
             output folder in which no file can be made.
     """
-    folder, name = config.output_dir, config.output_name
+    folder, name = config.output.output_dir, config.output.output_name
     if name is None:
         words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:48].strip("-")
         name = f"{words or 'video'}-{request.seed}"

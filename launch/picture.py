@@ -1,19 +1,18 @@
 """A picture of the attention pattern that needs no explanation."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from lvsa.launch.output import written_whole
 from lvsa.pattern import Pattern
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 # Light to strong: nothing, window, keyframe, fixed anchor.
-COLOURS = ["#f4f4f2", "#9ecae1", "#e6862d", "#7a3b8f"]
+COLORS = ["#f4f4f2", "#9ecae1", "#e6862d", "#7a3b8f"]
 NAMES = ["not attended", "local window", "keyframe of this step", "first or conditioning frame"]
 
 
@@ -29,7 +28,10 @@ def draw_pattern(
         steps: denoising steps to show.
         title: of the figure.
     """
-    matplotlib.use("Agg")
+    # Half a second that only pictures cost. A figure without pyplot needs no display.
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     T = pattern.frames
     shown = min(steps, 24) if pattern.n_offsets > 1 else 1
     figure = Figure(figsize=(13, 7), layout="constrained")
@@ -66,8 +68,7 @@ def draw_pattern(
                 fontsize=8,
             )
     key = [
-        Patch(facecolor=c, edgecolor="#888888", label=n)
-        for c, n in zip(COLOURS, NAMES, strict=True)
+        Patch(facecolor=c, edgecolor="#888888", label=n) for c, n in zip(COLORS, NAMES, strict=True)
     ]
     if world > 1:
         key.append(
@@ -79,12 +80,14 @@ def draw_pattern(
         figure.savefig(temporary, dpi=110, format="png")
 
 
-def _matrix(axes: Axes, kinds: np.ndarray, title: str) -> None:
+def _matrix(axes: "Axes", kinds: np.ndarray, title: str) -> None:
+    from matplotlib.colors import ListedColormap
+
     axes.imshow(
         kinds,
-        cmap=ListedColormap(COLOURS),
+        cmap=ListedColormap(COLORS),
         vmin=0,
-        vmax=len(COLOURS) - 1,
+        vmax=len(COLORS) - 1,
         aspect="auto",
         interpolation="nearest",
     )

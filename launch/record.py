@@ -47,7 +47,7 @@ def make_record(
             "pipeline": job.source.pipeline_class,
             "adapter": job.adapter.name,
             "lvsa_blocks": session.blocks,
-            "horizon": job.adapter.training_horizon(job.skeleton),
+            "horizon": job.horizon,
             "dtype": str(job.dtype).removeprefix("torch."),
         },
         "request": {
@@ -69,7 +69,7 @@ def make_record(
         "pattern": pattern_facts(job.pattern),
         "attention_flops_per_layer_and_pass": {"lvsa": sparse, "dense": dense},
         "kv_bytes_per_rank_layer_and_pass_planned": received_bytes(job, job.shards)[
-            job.config.exchange
+            job.config.processes.exchange
         ],
         "seconds": seconds,
         "seconds_per_step_median": round(median(ranks[0]["seconds_per_step"]), 4),

@@ -1,5 +1,7 @@
 """What a job will do, in numbers: printed by --dry-run, and kept in the record of every video."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,10 +9,13 @@ import numpy as np
 from lvsa.errors import DivisibilityError
 from lvsa.exchange import EXCHANGES
 from lvsa.exchange.base import token_bytes
-from lvsa.launch.job import Job
+from lvsa.launch.job import Job, without_effect
+from lvsa.launch.picture import draw_pattern
 from lvsa.pattern import Pattern
 from lvsa.settings import joined
 from lvsa.shards import Shards
+
+logger = logging.getLogger(__name__)
 
 
 def pattern_facts(pattern: Pattern) -> dict[str, Any]:
@@ -50,6 +55,24 @@ def received_bytes(job: Job, shards: Shards) -> dict[str, list[float]]:
     }
 
 
+def tell(job: Job, stem: Path) -> None:
+    """Says what will run and what has no effect; draws the pattern where that is wanted.
+
+    Args:
+        stem: path of the output, without suffix.
+    """
+    for setting in without_effect(job):
+        logger.warning("no effect: %s", setting)
+    output, video = job.config.output, stem.with_name(f"{stem.name}.mp4")
+    if video.exists() and not output.dry_run:
+        logger.warning("%s exists and will be replaced; --output-name gives another", video)
+    logger.info("the plan:\n%s", report(job))
+    if output.dry_run or output.show_mask:
+        picture = stem.with_name(f"{stem.name}.mask.png")
+        draw_pattern(job.pattern, picture, world=job.world, steps=job.request.steps)
+        logger.info("wrote %s", picture)
+
+
 def report(job: Job) -> str:
     """The plan of a job for a reader."""
     T, P, S = job.grid.frames, job.grid.tokens_per_frame, job.grid.tokens
@@ -62,7 +85,7 @@ def report(job: Job) -> str:
         f"guidance {request.guidance:g}",
         f"sequence   T × P = {T} latent frames × {P} tokens = {S} tokens; {job.layers} layers of "
         f"{job.heads} heads × {job.head_dim}, {str(job.dtype).removeprefix('torch.')}",
-        f"horizon    {job.adapter.training_horizon(job.skeleton)} latent frames",
+        f"horizon    {job.horizon} latent frames",
         f"pattern    {_pattern_line(job)}",
         f"anchors    {joined(facts['anchors_at_step_0'], 24)} at step 0",
         f"attended   {facts['attended_frames_min']} / {facts['attended_frames_mean']:.1f} / "
@@ -86,14 +109,14 @@ def report(job: Job) -> str:
         )
         for name, values in received_bytes(job, shards).items():
             low, mean, high = min(values) / 1e6, float(np.mean(values)) / 1e6, max(values) / 1e6
-            mark = "  ← this job" if name == job.config.exchange else ""
+            mark = "  ← this job" if name == job.config.processes.exchange else ""
             lines.append(f"             {name:<10} {low:.4g} / {mean:.4g} / {high:.4g}{mark}")
     return "\n".join(lines)
 
 
 def _pattern_line(job: Job) -> str:
     pattern = job.pattern
-    if not job.config.lvsa:
+    if not job.config.attention.lvsa:
         return "dense (no --lvsa)"
     if pattern.is_dense:
         return "dense: the video is not longer than what is attended anyway"

@@ -1,10 +1,8 @@
-"""The processes of a job: who this one is, where it runs, how it speaks and how it fails."""
+"""The processes of a job at work: devices, the process group, and what they tell one another."""
 
 import json
 import logging
 import os
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,16 +15,12 @@ import transformers
 from torch import distributed as dist
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lvsa.errors import LVSAError, RankMismatch
+from lvsa.errors import LVSAError
+from lvsa.launch.config import ProcessesConfig
+from lvsa.launch.environment import Place
+from lvsa.launch.reporting import SharedError
 
-logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-
-USER_ERROR = 2
-
-
-class SharedError(LVSAError):
-    """A user's mistake that every rank raises alike, so that one of them can report it."""
 
 
 @dataclass
@@ -34,7 +28,7 @@ class Runtime:
     """This process among the processes of the job.
 
     Args:
-        rank, world: this process among how many; 0 and 1 without torchrun.
+        rank, world: this process among how many; 0 and 1 for one alone.
         device: where it computes.
         store: key-value store of the job; None for one process.
     """
@@ -117,95 +111,80 @@ class Runtime:
         return [json.loads(self.store.get(f"lvsa/rank/{rank}")) for rank in range(self.world)]
 
 
-def rank_of_environment() -> int:
-    """RANK as torchrun sets it; 0 without."""
-    return int(os.environ.get("RANK", "0"))
-
-
 @contextmanager
-def start(device: str, timeout: float) -> Iterator[Runtime]:
-    """Joins the processes that torchrun started, and leaves them at the end.
-
-    Args:
-        device: auto, cuda or cpu.
-        timeout: of collectives, seconds.
+def start(config: ProcessesConfig, place: Place) -> Iterator[Runtime]:
+    """Joins the other processes of the job, and leaves them at the end.
 
     Raises:
-        LVSAError: where CUDA is asked for and missing, or ranks outnumber the GPUs of a node.
+        LVSAError: where the device that is asked for is missing, ranks outnumber the devices of a
+            node, or the first rank cannot listen.
     """
-    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if not timeout > 0:
-        raise LVSAError(f"--timeout is {timeout} seconds; it must be greater than 0")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    device = pick_device(config.device, place.local_rank)
+    if not place.first:
+        for library in (diffusers, transformers):
+            library.utils.logging.disable_progress_bar()
+            logging.getLogger(library.__name__).setLevel(logging.ERROR)
+    if place.world == 1:
         with logging_redirect_tqdm():
-            yield Runtime(0, 1, chosen)
+            yield Runtime(0, 1, device)
         return
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    limit = timedelta(seconds=timeout)
-    store, rank, world = next(iter(dist.rendezvous("env://", timeout=limit)))
+    # MPS has one device, and no choice.
+    getattr(torch.get_device_module(device), "set_device", lambda _: None)(device)
+    os.environ.update(place.as_environment())
+    limit = timedelta(seconds=config.timeout)
+    try:
+        store, *_ = next(iter(dist.rendezvous("env://", timeout=limit)))
+    except dist.DistNetworkError as error:
+        raise LVSAError(
+            f"rank {place.rank} of {place.world} finds no way to {place.address}:{place.port}, "
+            f"where the first rank listens (MASTER_ADDR, MASTER_PORT): {error}"
+        ) from error
     store.set_timeout(limit)
-    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(
-        backend,
+        collective_backends(device.type),
         store=dist.PrefixStore("lvsa-group", store),
-        rank=rank,
-        world_size=world,
+        rank=place.rank,
+        world_size=place.world,
         timeout=limit,
-        device_id=chosen if chosen.type == "cuda" else None,
+        device_id=None if device.type == "cpu" else device,
     )
     with logging_redirect_tqdm():
-        yield Runtime(rank, world, chosen, store)
+        yield Runtime(place.rank, place.world, device, store)
     # Only after success: it waits for the other ranks, who after a failure may wait for this one.
     # A process that fails just ends, and torchrun ends the others.
     dist.destroy_process_group()
 
 
-def pick_device(device: str, local_rank: int) -> torch.device:
-    """The device of the process with this rank on its node; errors as `start`."""
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        device = "cuda" if n_gpus else "cpu"
-    if device == "cpu":
+def collective_backends(device_type: str) -> str:
+    """What `init_process_group` takes: gloo for CPU tensors, and the device's own for the rest."""
+    own: str = dist.get_default_backend_for_device(device_type)
+    return own if device_type == "cpu" else f"cpu:gloo,{device_type}:{own}"
+
+
+def pick_device(name: str, local_rank: int) -> torch.device:
+    """The device of the process with this number on its node.
+
+    Args:
+        name: ``auto``, ``cpu`` or a kind of accelerator.
+
+    Raises:
+        LVSAError: for an accelerator that PyTorch does not see, or has too few of.
+    """
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    seen = "none" if accelerator is None else accelerator.type
+    if name == "cpu" or (name == "auto" and accelerator is None):
         return torch.device("cpu")
-    if not n_gpus:
-        raise LVSAError("--device cuda: PyTorch sees no CUDA device here; allowed: auto, cpu")
-    if local_rank >= n_gpus:
+    if accelerator is None or name not in ("auto", seen):
         raise LVSAError(
-            f"local rank {local_rank} has no GPU: this node has {n_gpus}; start at most "
-            f"--nproc_per_node={n_gpus}"
+            f"--device {name}: the accelerator that PyTorch sees here is: {seen}; allowed: "
+            + ", ".join(["auto", "cpu"] + [seen] * (accelerator is not None))
         )
-    return torch.device("cuda", local_rank)
-
-
-def set_up_logging(rank: int) -> None:
-    """The first rank tells what happens; the others only what goes wrong, with their number."""
-    first = rank == 0
-    form = "%(levelname)s: %(message)s" if first else f"[rank {rank}] %(levelname)s: %(message)s"
-    logging.basicConfig(level=logging.WARNING, format=form, stream=sys.stderr, force=True)
-    # A setting without effect is said once, not once per rank.
-    logging.getLogger("lvsa").setLevel(logging.INFO if first else logging.ERROR)
-    # torch renamed a collective that diffusers' hooks still call by its old name.
-    warnings.filterwarnings("ignore", message=".*all_gather_tensor.*", category=FutureWarning)
-    if not first:
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
-        logging.getLogger("diffusers").setLevel(logging.ERROR)
-        logging.getLogger("transformers").setLevel(logging.ERROR)
-
-
-def run_reporting(work: Callable[[], object]) -> int:
-    """The exit code of ``work``; user errors become a message, others keep their traceback."""
-    rank = rank_of_environment()
-    try:
-        work()
-    except LVSAError as error:
-        # Every rank has the same to say: one of them does.
-        if rank == 0 or not isinstance(error, SharedError | RankMismatch):
-            logger.error("%s%s", "" if rank == 0 else f"rank {rank}: ", error)
-        return USER_ERROR
-    except Exception:
-        logger.error("rank %d of %s failed", rank, os.environ.get("WORLD_SIZE", "1"))
-        raise
-    return 0
+    count = torch.accelerator.device_count()
+    if local_rank >= count:
+        raise LVSAError(
+            f"local rank {local_rank} has no {seen} device: this node has {count}; start at most "
+            f"--nproc_per_node={count}"
+        )
+    return torch.device(accelerator.type, local_rank)

@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 
 from lvsa.adapters.base import ModelAdapter
 from lvsa.errors import CheckpointError
-from lvsa.launch.models import ENCODERS, ModelSource
+from lvsa.launch.models import ModelSource
 
 logger = logging.getLogger(__name__)
 
+# Networks that only encode what a user gives: one rank does that for all.
+ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder")
 SHOWN = 4
 """Tensors that a message names."""
 # What diffusers and transformers raise for files that they cannot read.

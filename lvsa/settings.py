@@ -7,10 +7,9 @@ video frames each. Whatever is lost on the way is said, never dropped in silence
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 from lvsa.errors import LVSAError
-from lvsa.keyframes import PLACEMENTS, Placement
+from lvsa.keyframes import PLACEMENTS, PatternOptions, Placement
 from lvsa.pattern import Pattern
 
 logger = logging.getLogger(__name__)
@@ -24,13 +23,11 @@ N_FIRST_FRAMES = 4
 class LVSASettings:
     """Which frames attend which. Frames are video frames unless a name says latent."""
 
-    auto_keyframes: bool = False
-    """Take the keyframe interval from the training horizon, so that each frame attends about as
-    many frames as the model was trained on. Also what happens without --key-frame-interval."""
     rotate_keyframes: bool = False
     """Move the keyframes on by one latent frame each denoising step."""
     key_frame_interval: int | None = None
-    """A fixed distance between keyframes, in video frames (16 is customary)."""
+    """A fixed distance between keyframes, in video frames (16 is customary). Default: automatic, so
+    that each frame attends about as many frames as the model was trained on (--auto-keyframes)."""
     window_size: int | None = None
     """Half-width of the local window, in video frames to either side. Default: 12, rounded up to
     whole latent frames."""
@@ -43,13 +40,13 @@ class LVSASettings:
     """Training horizon in latent frames, for the automatic interval. Default: the model's own."""
     keyframe_placement: Placement = "published"
     """How keyframes are spread: 'published' at an interval, 'even' so that the budget is met."""
-    condition_frames: tuple[int, ...] = ()
+    condition_latent_frames: tuple[int, ...] = ()
     """Latent frames with conditioning images or video, attended by every frame."""
 
     @property
     def automatic(self) -> bool:
-        """Whether the interval comes from the training horizon."""
-        return self.auto_keyframes or self.key_frame_interval is None
+        """Whether the keyframe interval comes from the training horizon."""
+        return self.key_frame_interval is None
 
     def pattern(self, frames: int, temporal_factor: int, horizon: int) -> Pattern:
         """The pattern of a video of ``frames`` latent frames.
@@ -73,35 +70,28 @@ class LVSASettings:
                 f"unknown keyframe placement {self.keyframe_placement!r}; "
                 f"known: {', '.join(PLACEMENTS)}"
             )
-        if self.automatic:
-            own = self.horizon
-            spread: dict[str, Any] = {"horizon": horizon if own is None else own}
+        options: PatternOptions = {
+            "window": window,
+            "n_first": n_first,
+            "scale": self.sparsity_scale,
+            "rotate": self.rotate_keyframes,
+            "condition_frames": self.condition_latent_frames,
+        }
+        if self.key_frame_interval is None:
+            options["horizon"] = horizon if self.horizon is None else self.horizon
         else:
-            assert self.key_frame_interval is not None
-            spread = {
-                "interval": to_latent("keyframe interval", self.key_frame_interval, smallest=1)
-            }
-        return make(
-            frames,
-            **spread,
-            window=window,
-            n_first=n_first,
-            scale=self.sparsity_scale,
-            rotate=self.rotate_keyframes,
-            condition_frames=self.condition_frames,
-        )
+            options["interval"] = to_latent("keyframe interval", self.key_frame_interval, 1)
+        return make(frames, **options)
 
     def without_effect(self) -> list[str]:
         """Settings that differ from their defaults and change nothing, each with the reason."""
-        found = []
         if self.automatic:
-            if self.key_frame_interval is not None:
-                found.append("--key-frame-interval: --auto-keyframes sets the interval")
-        else:
-            for name in ("sparsity_scale", "horizon"):
-                if getattr(self, name) != DEFAULTS[name]:
-                    found.append(f"{flag(name)}: --key-frame-interval sets the interval")
-        return found
+            return []
+        return [
+            f"{flag(name)}: --key-frame-interval sets the interval"
+            for name in ("sparsity_scale", "horizon")
+            if name in self.changed()
+        ]
 
     def changed(self) -> list[str]:
         """Names of the settings that differ from their defaults."""

@@ -23,7 +23,7 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 
 import lvsa
-from lvsa.launch.config import parse
+from lvsa.launch.arguments import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -275,5 +275,5 @@ def test_nothing_is_forgotten():
     ],
 )
 def test_the_check_can_fail(command):
-    with pytest.raises((AssertionError, SystemExit)):
+    with pytest.raises((AssertionError, SystemExit, lvsa.errors.LVSAError)):
         check(command)

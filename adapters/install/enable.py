@@ -158,8 +158,8 @@ def make_pattern(
 ) -> Pattern:
     """The pattern that settings make for one pipeline; its conditioning frames are anchors."""
     implied = adapter.condition_frames(pipe, grid.frames)
-    anchors = tuple(sorted({*settings.condition_frames, *implied}))
-    settings = replace(settings, condition_frames=anchors)
+    anchors = tuple(sorted({*settings.condition_latent_frames, *implied}))
+    settings = replace(settings, condition_latent_frames=anchors)
     return settings.pattern(
         grid.frames, adapter.temporal_factor(pipe), adapter.training_horizon(pipe)
     )

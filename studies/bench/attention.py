@@ -28,7 +28,8 @@ from lvsa.errors import DivisibilityError, LVSAError
 from lvsa.keyframes import PLACEMENTS, Placement
 from lvsa.launch.config import ExchangeName
 from lvsa.launch.output import versions, write_record
-from lvsa.launch.runtime import pick_device, run_reporting, set_up_logging
+from lvsa.launch.reporting import run_reporting
+from lvsa.launch.runtime import pick_device
 from lvsa.pattern import dense
 from lvsa.shards import FrameGrid, Shards
 from lvsa.studies.bench import chart
@@ -222,8 +223,7 @@ def as_text(row: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    set_up_logging(0)
-    sys.exit(run_reporting(lambda: bench(tyro.cli(BenchConfig, args=argv))))
+    sys.exit(run_reporting(lambda _: bench(tyro.cli(BenchConfig, args=argv))))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.errors import LVSAError
 from lvsa.launch.output import written_whole
-from lvsa.launch.runtime import run_reporting, set_up_logging
+from lvsa.launch.reporting import run_reporting
 from lvsa.settings import flag
 from lvsa.studies.quality.measures import measure
 from lvsa.studies.quality.study import Study, generate
@@ -157,8 +157,7 @@ def save(pages: Sequence[Image.Image], path: Path, seconds: float) -> None:
 
 def main() -> None:
     """The command line."""
-    set_up_logging(0)
-    sys.exit(run_reporting(lambda: animate(tyro.cli(Animation, description=__doc__))))
+    sys.exit(run_reporting(lambda _: animate(tyro.cli(Animation, description=__doc__))))
 
 
 if __name__ == "__main__":

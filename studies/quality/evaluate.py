@@ -14,9 +14,10 @@ import numpy as np
 import tyro
 
 from lvsa.errors import LVSAError
+from lvsa.launch.environment import Place
 from lvsa.launch.media import read_video
 from lvsa.launch.output import written_whole
-from lvsa.launch.runtime import run_reporting, set_up_logging
+from lvsa.launch.reporting import run_reporting
 from lvsa.studies.quality.measures import Quality, measure
 
 COLUMNS = ("frames", "frozen", "loop", "path", "span", "persistence", "motion", "color", "shape")
@@ -71,9 +72,8 @@ def evaluate(settings: Evaluation) -> list[tuple[str, Quality]]:
 
 def main() -> None:
     """The command line."""
-    set_up_logging(0)
 
-    def work() -> None:
+    def work(_: Place) -> None:
         rows = evaluate(tyro.cli(Evaluation, description=__doc__))
         sys.stdout.write(table(rows) + "\n")
 

@@ -25,8 +25,9 @@ from tqdm import tqdm
 import lvsa
 from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.errors import LVSAError
+from lvsa.launch.environment import Place
 from lvsa.launch.output import written_whole
-from lvsa.launch.runtime import run_reporting, set_up_logging
+from lvsa.launch.reporting import run_reporting
 from lvsa.studies.quality import report
 from lvsa.studies.quality.measures import measure
 from lvsa.studies.tiny_wan import sheets
@@ -195,9 +196,8 @@ def write_json(results: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    set_up_logging(0)
 
-    def work() -> None:
+    def work(_: Place) -> None:
         study = tyro.cli(Study, description=__doc__)
         if study.threads is not None:
             torch.set_num_threads(study.threads)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.errors import LVSAError
-from lvsa.launch.runtime import pick_device, run_reporting, set_up_logging
+from lvsa.launch.reporting import run_reporting
+from lvsa.launch.runtime import pick_device
 from lvsa.studies.tiny_wan import export, sheets
 from lvsa.studies.tiny_wan.card import model_card
 from lvsa.studies.tiny_wan.clips import SIZE
@@ -148,8 +149,7 @@ def samples(pipe: WanPipeline, settings: Training, frames: int) -> Tensor:
 
 def main() -> None:
     """The command line."""
-    set_up_logging(0)
-    sys.exit(run_reporting(lambda: train(tyro.cli(Training, description=__doc__))))
+    sys.exit(run_reporting(lambda _: train(tyro.cli(Training, description=__doc__))))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from PIL import Image
 
 from lvsa.adapters import get_adapter
 from lvsa.errors import LVSAError
+from lvsa.launch.arguments import parse
 from lvsa.launch.conditions import Conditions
-from lvsa.launch.config import parse
 from lvsa.launch.encoder import write_video
 from lvsa.launch.job import make_job
 from lvsa.launch.media import share_cropped
@@ -123,7 +123,7 @@ def test_videos_that_are_too_short(models, files):
 
 def reading(rank, world, arguments):
     """Files that a rank read, and the sum of what its pipeline was given."""
-    from lvsa.launch import conditions, generate
+    from lvsa.launch import conditions, inputs, job
 
     read, given = [], []
     for name in ("read_image", "read_video"):
@@ -134,14 +134,15 @@ def reading(rank, world, arguments):
             return original(path, *args, **kwargs)
 
         setattr(conditions, name, counted)
-    call = generate.call_arguments
+    call = inputs.call_arguments
+    assert job.call_arguments is call, "the plan's own call is not counted"
 
     def call_arguments(*args):
         made = call(*args)
         given.append(sum(int(np.asarray(frame).sum()) for frame in made["video"]))
         return made
 
-    generate.call_arguments = call_arguments
+    inputs.call_arguments = call_arguments
     launched(rank, world, arguments)
     return set(read), given
 
@@ -158,7 +159,7 @@ def test_one_rank_reads_for_all(models, files, tmp_path):
 
 
 def missing(rank, world, arguments):
-    from lvsa.launch.runtime import SharedError
+    from lvsa.launch.reporting import SharedError
 
     with refuses(SharedError, "none.png"):
         launched(rank, world, arguments)

@@ -1,242 +1,166 @@
-"""Flags, files, inputs, outputs: everything that is settled around a generation."""
+"""The configuration: groups by subject, flat names, and what no setting may be."""
 
-import logging
+import dataclasses
+import json
+import math
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-import yaml
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lvsa.adapters.known import Defaults
-from lvsa.errors import BackendUnavailable, DivisibilityError, GridError, LVSAError, UnknownModel
-from lvsa.keyframes import published
-from lvsa.launch.config import GenerateConfig, parse
-from lvsa.launch.job import make_job, without_effect
-from lvsa.launch.meter import StepTimer
-from lvsa.launch.models import find_model
-from lvsa.launch.picture import draw_pattern
-from lvsa.launch.runtime import pick_device, start
-from lvsa.pattern import dense
+from lvsa.errors import LVSAError
+from lvsa.launch.config import (
+    ALIASES,
+    AttentionConfig,
+    GenerateConfig,
+    OutputConfig,
+    SamplingConfig,
+    VideoConfig,
+)
+from lvsa.launch.fields import flattened
 from lvsa.settings import LVSASettings
-from tests.support.tiny import saved, wan_pipeline
+from tests.support.errors import refuses
 
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(saved(wan_pipeline(), tmp_path_factory.mktemp("models") / "wan"))
-
-
-def job(model, *more, world=1):
-    size = ["--num-frames", "45", "--height", "32", "--width", "48"]
-    return make_job(parse(["--model", model, "--prompt", "x", *size, *more]), world, CPU)
-
-
-def test_flags_make_the_config():
-    config = parse(["--lvsa", "--rotate-keyframes", "--window-size", "8", "--num-frames", "161",
-                    "--condition-frames", "0", "40", "--exchange", "ring"])  # fmt: skip
-    assert config.lvsa and config.num_frames == 161 and config.exchange == "ring"
-    assert config.attention == LVSASettings(
-        rotate_keyframes=True, window_size=8, condition_frames=(0, 40)
-    )
-
-
-def test_help_gives_units(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        parse(["--help"])
-    assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    for word in (
-        "--config FILE.yaml",
-        "video frames",
-        "Height in pixels",
-        "seconds",
-        "--keyframe-placement",
-    ):
-        assert word in text
-
-
-def test_flags_override_the_file(tmp_path):
-    file = tmp_path / "job.yaml"
-    file.write_text(
-        "prompt: -a dash first\nlvsa: true\nrotate-keyframes: true\nnum_frames: 161\n"
-        "condition_frames: [0, 3]\nseed: 5\nheight: null\n"
-    )
-    config = parse(["--config", str(file), "--seed", "7", "--no-rotate-keyframes"])
-    assert config.prompt == "-a dash first" and config.lvsa and config.num_frames == 161
-    assert config.seed == 7 and not config.attention.rotate_keyframes and config.height is None
-    assert config.attention.condition_frames == (0, 3)
-    assert parse([f"--config={file}"]).seed == 5
-
-
-def test_print_config_is_a_config_file(tmp_path, capsys):
-    given = ["--lvsa", "--seed", "3", "--prompt", "a: b", "--condition-frames", "2", "--steps", "9"]
-    with pytest.raises(SystemExit) as exit_:
-        parse([*given, "--print-config"])
-    assert exit_.value.code == 0
-    file = tmp_path / "job.yaml"
-    file.write_text(capsys.readouterr().out)
-    assert parse(["--config", str(file)]) == parse(given)
-    assert yaml.safe_load(file.read_text()) == parse(given).as_dict()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("- a\n- b\n", "must be a mapping"), ("a: [", "is not YAML"), (None, "No such file")],
+FULL = GenerateConfig(
+    video=VideoConfig(prompt="a: b", num_frames=161, image=Path("a b.png"), strength=0.5),
+    sampling=SamplingConfig(steps=9, guidance=2.0, seed=2**63 - 1),
+    attention=AttentionConfig(
+        lvsa=True, settings=LVSASettings(window_size=8, condition_latent_frames=(0, 40))
+    ),
+    output=OutputConfig(output_dir=Path("out"), dry_run=True),
 )
-def test_a_broken_config_file(tmp_path, content, message):
-    file = tmp_path / "job.yaml"
-    if content is not None:
-        file.write_text(content)
-    with pytest.raises(LVSAError, match=message):
-        parse(["--config", str(file)])
-    with pytest.raises(LVSAError, match="--config needs the name"):
-        parse(["--config"])
 
 
-@pytest.mark.parametrize("arguments", [["--heigth", "3"], ["--exchange", "pigeon"]])
-def test_unknown_flags_and_values_exit_with_2(arguments, tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        parse(arguments)
-    assert exit_.value.code == 2
-    (tmp_path / "job.yaml").write_text(f"{arguments[0][2:]}: {arguments[1]}\n")
-    with pytest.raises(SystemExit) as exit_:
-        parse(["--config", str(tmp_path / "job.yaml")])
-    assert exit_.value.code == 2, "a file is checked like flags"
+def test_as_dict_is_flat_and_plain():
+    plain = FULL.as_dict()
+    assert plain["num_frames"] == 161 and plain["condition_latent_frames"] == [0, 40]
+    assert json.loads(json.dumps(plain)) == plain
+    names = [field.name for field in flattened(FULL)]
+    assert len(names) == len(set(names)) == len(plain), "a name stands in one group"
+    assert not set(names) & set(ALIASES)
 
 
-def test_help_models_lists_defaults(capsys):
-    with pytest.raises(SystemExit):
-        parse(["--help-models"])
-    table = capsys.readouterr().out
-    assert "tiny-wan" in table and "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in table
-    assert "480×832" in table and "horizon" in table
+@pytest.mark.parametrize("config", [GenerateConfig(), FULL])
+def test_from_dict_takes_what_as_dict_gave(config):
+    assert GenerateConfig.from_dict(config.as_dict()) == config
+    assert GenerateConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
+
+
+VALUES = st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+        "num_frames": st.none() | st.integers(1, 100_000),
+        "guidance": st.none() | st.floats(-1e9, 1e9),
+        "seed": st.integers(0, 2**63 - 1),
+        "lvsa": st.booleans(),
+        "dtype": st.sampled_from(["auto", "float16"]),
+        "condition_latent_frames": st.lists(st.integers(0, 99)),
+    },
+)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(VALUES)
+def test_any_settings_come_back(values):
+    config = GenerateConfig.from_dict(values)
+    given_values = {name: value for name, value in values.items() if value is not None}
+    assert given_values.items() <= config.as_dict().items()
+    assert GenerateConfig.from_dict(config.as_dict()) == config
+
+
+def test_none_is_the_default():
+    assert GenerateConfig.from_dict(dict.fromkeys(FULL.as_dict())) == GenerateConfig()
+
+
+@pytest.mark.parametrize("old", ALIASES)
+def test_other_names_are_understood(old):
+    values = {"schedule": "even", "condition_frames": [3]}
+    value = values.get(old, 7)
+    assert GenerateConfig.from_dict({old: value}) == GenerateConfig.from_dict({ALIASES[old]: value})
+    assert GenerateConfig.from_dict({old.replace("_", "-"): value}) != GenerateConfig()
+
+
+def test_automatic_keyframes_are_no_interval():
+    for automatic in (True, False, None):
+        assert GenerateConfig.from_dict({"auto_keyframes": automatic}) == GenerateConfig()
+    with refuses(LVSAError, "auto_keyframes", "key_frame_interval", 16):
+        GenerateConfig.from_dict({"auto_keyframes": True, "key_frame_interval": 16})
 
 
 @pytest.mark.parametrize(
-    ("more", "error", "message"),
+    ("values", "named"),
     [
-        (["--num-frames", "46"], GridError, "46 frames are not 4k [+] 1.*nearest: 45 or 49"),
-        (["--height", "40"], GridError, "height is 40 pixels; it must be a multiple of 16"),
-        (["--backend", "flex"], BackendUnavailable, "flex"),
-        (["--backend", "flashinfer"], BackendUnavailable, "flashinfer"),
-        (["--backend", "magic"], LVSAError, "unknown backend 'magic'; known: sdpa"),
-        (["--lvsa", "--window-size", "2"], LVSAError, "less than one latent frame of 4"),
-        (["--steps", "0"], LVSAError, "--steps is 0; it must be at least 1"),
-        (["--fps", "0"], LVSAError, "--fps is 0; it must be at least 1"),
-        (["--lvsa", "--condition-frames", "12"], LVSAError, r"allowed: 0 … 11"),
+        ({"num-framse": 81}, ["num-framse", "num_frames"]),
+        ({"xyzzy": 1}, ["xyzzy", "prompt", "seed"]),
+        ({"steps": 4, "num_inference_steps": 5}, ["steps", "num_inference_steps"]),
+        ({"num_frames": 1, "num-frames": 2}, ["num_frames", "num-frames"]),
+        ({"num_frames": "81"}, ["num_frames", "81"]),
+        ({"num_frames": 81.0}, ["num_frames", 81.0]),
+        ({"num_frames": True}, ["num_frames", True]),
+        ({"num_frames": [81]}, ["num_frames", 81]),
+        ({"lvsa": 1}, ["lvsa", 1]),
+        ({"lvsa": "yes"}, ["lvsa", "yes"]),
+        ({"prompt": 5}, ["prompt", 5]),
+        ({"output_dir": 5}, ["output_dir", 5]),
+        ({"exchange": "pigeon"}, ["exchange", "pigeon", "needed", "ring", "all_gather"]),
+        ({"exchange": ["ring"]}, ["exchange"]),
+        ({"condition_latent_frames": 3}, ["condition_latent_frames", 3]),
+        ({"condition_latent_frames": [3, "4"]}, ["condition_latent_frames", "4"]),
+        ({"condition_latent_frames": [[3]]}, ["condition_latent_frames"]),
+        ({"guidance": 10**400}, ["guidance"]),
+        ({"guidance": {"scale": 3}}, ["guidance", "scale"]),
+        ({"auto_keyframes": "yes"}, ["auto_keyframes", "yes"]),
     ],
 )
-def test_what_cannot_work_is_said_before_weights_are_loaded(model, more, error, message):
-    with pytest.raises(error, match=message):
-        job(model, *more)
+def test_unknown_names_and_other_types(values, named):
+    with refuses(LVSAError, *named):
+        GenerateConfig.from_dict(values)
 
 
-def test_divisibility_is_checked_before_weights_are_loaded(model):
-    with pytest.raises(DivisibilityError, match="do not divide by 5 ranks"):
-        job(model, world=5)
-    assert job(model, "--dry-run", "--ranks", "5").world == 5, "a dry run tells instead"
+FLOATS = [field.name for field in flattened(FULL) if "float" in str(field.hint)]
 
 
-def test_a_repository_without_an_index(monkeypatch, tmp_path):
-    """The repository that the authors published, beside the one in diffusers' format."""
-    monkeypatch.setattr("lvsa.launch.models.snapshot_download", lambda *a, **k: str(tmp_path))
-    with pytest.raises(UnknownModel, match=r"no model_index.json; .*often named …-Diffusers"):
-        find_model("Wan-AI/Wan2.1-T2V-14B")
-
-
-def test_images_and_videos_go_to_pipelines_that_take_them(model, tmp_path):
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
-    with pytest.raises(LVSAError, match="--image: WanPipeline takes none; it takes a prompt only"):
-        job(model, "--image", str(tmp_path / "red.png"))
-    with pytest.raises(LVSAError, match="cannot be read as an image"):
-        job(model, "--image", str(tmp_path / "none.png"))
-    with pytest.raises(LVSAError, match="cannot be read as a video"):
-        job(model, "--video", str(tmp_path / "none.mp4"))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [n for n in FLOATS if n != "dtype"])
+def test_numbers_are_finite(name, value):
+    assert {"guidance", "strength", "sparsity_scale", "riflex_ratio", "timeout"} <= set(FLOATS)
+    with refuses(LVSAError, f"--{name.replace('_', '-')}", str(value)):
+        GenerateConfig.from_dict({name: value})
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("/nowhere/at/all", "no such directory"), ("tiny-wam", "one of tiny-wan"),
-     ("..", "has no model_index.json")],
-)  # fmt: skip
-def test_models_that_are_not_there(name, message):
-    with pytest.raises(UnknownModel, match=message):
-        find_model(name)
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
+    ("name", "value", "nearest"),
     [
-        (["--rotate-keyframes"], "--rotate-keyframes: needs --lvsa"),
-        (["--lvsa"], "--lvsa: every one of the 12 latent frames attends all others"),
-        (["--lvsa", "--auto-keyframes", "--key-frame-interval", "16"], "--key-frame-interval: "),
-        (["--lvsa", "--key-frame-interval", "16", "--sparsity-scale", "2"], "--sparsity-scale: "),
-        (["--exchange", "ring"], "--exchange ring: one process exchanges nothing"),
-        (["--guidance", "1", "--negative-prompt", "dull"], "--negative-prompt: --guidance is 1"),
-        (["--strength", "0.5"], "--strength: needs --video"),
-        (["--riflex-ratio", "2"], "--riflex-ratio: needs --riflex"),
-        (["--ranks", "4"], "--ranks: needs --dry-run"),
-        (["--prompt", ""], "--prompt: empty"),
-        (["--dry-run", "--show-mask"], "--show-mask: --dry-run saves"),
-        (["--lvsa", "--key-frame-interval", "4", "--rotate-keyframes"], "--lvsa: every one"),
-        (["--lvsa", "--key-frame-interval", "16", "--window-size", "4", "--rotate-keyframes",
-          "--steps", "1"], "--rotate-keyframes: one denoising step"),
+        ("seed", -1, 0),
+        ("seed", 2**63, 2**63 - 1),
+        ("num_frames", 0, 1),
+        ("num_frames", 10**9, 100_000),
+        ("height", 10**6, 16_384),
+        ("width", -8, 1),
+        ("steps", 0, 1),
+        ("steps", 10**6, 10_000),
+        ("fps", 0, 1),
+        ("ranks", 10**6, 16_384),
+        ("timeout", 0, 0.001),
+        ("timeout", 1e12, 2_592_000),
     ],
-)  # fmt: skip
-def test_settings_without_effect_are_named(model, more, message):
-    assert any(found.startswith(message) for found in without_effect(job(model, *more)))
+)
+def test_numbers_are_within_reason(name, value, nearest):
+    with refuses(LVSAError, f"--{name.replace('_', '-')}", nearest):
+        GenerateConfig.from_dict({name: value})
+    assert GenerateConfig.from_dict({name: nearest}).as_dict()[name] == nearest
 
 
-def test_settings_with_effect_are_not_named(model):
-    sparse = ["--lvsa", "--rotate-keyframes", "--key-frame-interval", "16", "--window-size", "4"]
-    assert without_effect(job(model, *sparse)) == []
+@pytest.mark.parametrize("text", ["\udce9", "a\0b"])
+def test_texts_can_be_written(text):
+    for name in ("prompt", "output_dir"):
+        with refuses(LVSAError, f"--{name.replace('_', '-')}", repr(text)):
+            GenerateConfig.from_dict({name: text})
 
 
-def test_an_unknown_checkpoint_takes_after_its_family(model, caplog):
-    caplog.set_level(logging.INFO, "lvsa")
-    request = job(model).request
-    assert (request.steps, request.fps) == (50, 16)
-    assert "is not a checkpoint known here" in caplog.text
-
-
-def test_devices(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto", 3) == CPU
-    with pytest.raises(LVSAError, match="sees no CUDA device"):
-        pick_device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device("auto", 1) == torch.device("cuda:1")
-    with pytest.raises(LVSAError, match="this node has 2; start at most --nproc_per_node=2"):
-        pick_device("cuda", 2)
-    with pytest.raises(LVSAError, match="--timeout is 0"), start("cpu", 0):
-        pass
-
-
-def test_the_timer_times_the_last_generation():
-    timer = StepTimer(CPU)
-    for step in (0, 1, 2, 0, 1, 2, 3):
-        timer(step)
-    assert len(timer.seconds()) == 3
-
-
-def test_the_picture_shows_what_is_attended(tmp_path):
-    pattern = published(12, interval=4, window=1, rotate=True)
-    draw_pattern(pattern, tmp_path / "a.png", world=3, steps=8)
-    draw_pattern(dense(12), tmp_path / "b.png")
-    images = [np.asarray(Image.open(tmp_path / f"{n}.png").convert("RGB")) for n in "ab"]
-    # The colour of an unattended frame fills much of the first and none of the second's matrix.
-    light = [(np.abs(i.astype(int) - (0xF4, 0xF4, 0xF2)).max(-1) < 2).mean() for i in images]
-    assert light[0] > 0.1 > light[1]
-
-
-def test_defaults_are_frozen():
-    with pytest.raises(AttributeError):
-        Defaults(1, 1, 1, 1, 1.0, 1).steps = 2  # type: ignore[misc]
-    with pytest.raises(AttributeError):
-        GenerateConfig().seed = 1  # type: ignore[misc]
-    assert isinstance(GenerateConfig().output_dir, Path)
+def test_configurations_are_frozen():
+    for group in (FULL, FULL.video, FULL.attention, FULL.attention.settings):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(group, dataclasses.fields(group)[0].name, None)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from lvsa.errors import LVSAError
-from lvsa.launch import generate
-from lvsa.launch.config import parse
+from lvsa.launch import generate, weights
+from lvsa.launch.arguments import parse
 from lvsa.launch.encoder import check_encoder, write_video
 from lvsa.launch.ffmpeg import FFmpegError, count_frames, executable
 from lvsa.launch.output import OutputError, write_record
@@ -129,7 +129,7 @@ def test_an_encoder_that_works():
 
 def test_the_launcher_looks_for_the_encoder_before_it_loads_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "none"))
-    monkeypatch.setattr(generate, "load_pipeline", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(weights, "load_pipeline", lambda *_, **__: pytest.fail("loaded"))
     arguments = ["--prompt", "x", "--output-dir", str(tmp_path / "out")]
     with refuses(LVSAError, tmp_path / "none"):
         launched(0, 1, arguments)

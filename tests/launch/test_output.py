@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from lvsa.errors import LVSAError
-from lvsa.launch.config import GenerateConfig
+from lvsa.launch.config import GenerateConfig, OutputConfig
 from lvsa.launch.output import OutputError, output_stem, write_record, written_whole
 from tests.support.errors import refuses
 
@@ -84,7 +84,7 @@ def test_what_the_system_refuses_is_an_error_with_its_cause(tmp_path):
 
 
 def stem(folder, name=None, prompt="x", seed=0):
-    config = GenerateConfig(output_dir=folder, output_name=name)
+    config = GenerateConfig(output=OutputConfig(output_dir=folder, output_name=name))
     return output_stem(config, SimpleNamespace(prompt=prompt, seed=seed))
 
 
@@ -100,8 +100,8 @@ def test_names_of_the_output(tmp_path):
     ("name", "nearest"),
     [
         ("a/b", "a-b"), ("/tmp/clip.mp4", "tmp-clip"), ("..\\clip", "clip"), ("..", "video"),
-        (".", "video"), ("", "video"), (".mp4", "video"), ("...mp4", "video"), ("clip\0", "clip"),
-        ("a\nb", "a-b"), ("clip ", "clip"), (" clip", "clip"), ("a\udce9b", "a-b"),
+        (".", "video"), ("", "video"), (".mp4", "video"), ("...mp4", "video"),
+        ("a\nb", "a-b"), ("clip ", "clip"), (" clip", "clip"),
     ],
 )  # fmt: skip
 def test_names_that_are_no_file_names(tmp_path, name, nearest):

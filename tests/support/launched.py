@@ -19,20 +19,23 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
 
     With ``latents`` nothing is decoded, also not on rank 0, and no file is written.
     """
-    from lvsa.launch import generate
-    from lvsa.launch.config import parse
+    from lvsa.launch import encoder, inputs
+    from lvsa.launch.arguments import parse
+    from lvsa.launch.generate import run
     from lvsa.launch.runtime import Runtime
 
     store = dist.distributed_c10d._get_default_store() if world > 1 else None
     runtime = Runtime(rank, world, torch.device("cpu"), store)
     with pytest.MonkeyPatch.context() as patch:
         if latents:
-            call_arguments = generate.call_arguments
+            decoding = inputs.call_arguments
             patch.setattr(
-                generate, "call_arguments", lambda *args: call_arguments(*args[:3], False)
+                inputs,
+                "call_arguments",
+                lambda request, adapter, pipe, first_rank: decoding(request, adapter, pipe, False),
             )
-            patch.setattr(generate, "write_video", lambda *args: None)
-        return np.asarray(generate.run(parse(arguments), runtime)[0])
+            patch.setattr(encoder, "write_video", lambda *args: None)
+        return np.asarray(run(parse(arguments), runtime)[0])
 
 
 def torchrun(world: int, arguments: list[str], script: str | None = None) -> Any:

@@ -1,0 +1,116 @@
+"""The command line: flags over a configuration file over defaults, and what prints and exits.
+
+Nothing here, or imported from here, needs torch: help and mistakes are answered in an instant.
+"""
+
+import io
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+import yaml
+
+from lvsa.errors import LVSAError
+from lvsa.launch.config import AUTO_KEYFRAMES, GenerateConfig, field_name
+from lvsa.launch.config_file import read_settings
+from lvsa.settings import flag
+
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Make a long video with a diffusion model, on one process or many.
+
+    torchrun --nproc_per_node=8 launch/generate.py --model DIR --prompt TEXT --num-frames 321 --lvsa
+    """
+
+    config: Path | None = None
+    """Settings from a YAML file, or from the JSON record of a video; flags override them."""
+    print_config: Switch = False
+    """Print all settings as such a file, and exit."""
+    help_models: Switch = False
+    """List the known models with their sizes and defaults, and exit."""
+    job: Annotated[GenerateConfig, tyro.conf.arg(name="")] = GenerateConfig()  # noqa: RUF009
+
+
+def parse(argv: Sequence[str] | None = None, quiet: bool = False) -> GenerateConfig:
+    """The configuration of a command line.
+
+    Args:
+        argv: arguments without the program's name; `sys.argv` by default.
+        quiet: print nothing (ranks other than the first), only exit.
+
+    Raises:
+        LVSAError: for flags, values or a file that cannot be understood.
+        SystemExit: with 0, when help or the configuration was printed.
+    """
+    given = [_by_our_name(a) for a in (sys.argv[1:] if argv is None else argv)]
+    file = _config_file(given)
+    defaults = GenerateConfig()
+    if file is not None:
+        settings = read_settings(file)
+        try:
+            defaults = GenerateConfig.from_dict(settings)
+        except LVSAError as error:
+            raise LVSAError(f"--config {file}: {error}") from None
+    complaint, unseen = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stderr(complaint), redirect_stdout(unseen if quiet else sys.stdout):
+            line = tyro.cli(
+                CommandLine,
+                prog="generate.py",
+                args=[word for a in given for word in _without_auto_keyframes(a)],
+                default=CommandLine(job=defaults),
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as exit_:
+        if exit_.code:
+            raise LVSAError(f"\n{complaint.getvalue().strip()}") from None
+        raise
+    if line.help_models:
+        from lvsa.launch.models import models_table
+
+        _print("" if quiet else models_table())
+        raise SystemExit(0)
+    if line.print_config:
+        text = yaml.safe_dump(line.job.as_dict(), sort_keys=False, allow_unicode=True)
+        _print("" if quiet else text)
+        raise SystemExit(0)
+    return line.job
+
+
+def _by_our_name(argument: str) -> str:
+    """An argument with the name of our flag in place of another name for it."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"{flag(field_name(name))}{equals}{value}"
+
+
+def _without_auto_keyframes(argument: str) -> list[str]:
+    """Earlier versions' flag for what no interval means; it overrides that of a file."""
+    return [flag("key_frame_interval"), "None"] if argument == flag(AUTO_KEYFRAMES) else [argument]
+
+
+def _config_file(arguments: Sequence[str]) -> Path | None:
+    """FILE of ``--config FILE`` or ``--config=FILE``, which is read before the flags are."""
+    files = []
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            files.append(value if equals else "".join(arguments[i + 1 : i + 2]))
+    if len(files) > 1:
+        raise LVSAError(f"--config is given {len(files)} times; one file at a time")
+    if files == [""]:
+        raise LVSAError("--config needs the name of a YAML or JSON file")
+    return Path(files[0]) if files else None
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,92 @@
+"""How the processes of a job speak, and how they end: one message, and an exit code."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from lvsa.errors import LVSAError, RankMismatch
+from lvsa.launch.environment import Place, place_of, rank_of
+
+logger = logging.getLogger(__name__)
+
+USER_ERROR = 2
+# Seconds that other ranks wait for the first to speak and to end, which may have started later.
+PATIENCE = 30.0
+
+
+class SharedError(LVSAError):
+    """A user's mistake that every rank raises alike, so that one of them can report it."""
+
+
+def set_up_logging(rank: int) -> None:
+    """The first rank tells what happens; the others only what goes wrong, with their number."""
+    first = rank == 0
+    form = "%(levelname)s: %(message)s" if first else f"[rank {rank}] %(levelname)s: %(message)s"
+    for stream in (sys.stdout, sys.stderr):
+        # Where the locale's encoding lacks a letter of a message or prompt, UTF-8 is still right.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    logging.basicConfig(level=logging.WARNING, format=form, stream=sys.stderr, force=True)
+    # A setting without effect is said once, not once per rank.
+    logging.getLogger("lvsa").setLevel(logging.INFO if first else logging.ERROR)
+    # torch renamed a collective that diffusers' hooks still call by its old name.
+    warnings.filterwarnings("ignore", message=".*all_gather_tensor.*", category=FutureWarning)
+
+
+def run_reporting(work: Callable[[Place], object]) -> int:
+    """The exit code of ``work``, which is told its place among the processes.
+
+    A user's mistake becomes a message, once; any other error keeps its traceback.
+    """
+    rank = rank_of(os.environ)
+    set_up_logging(rank)
+    try:
+        place = place_of(os.environ)
+    except LVSAError as error:
+        # Each process has been told something else.
+        logger.error("%s", error)
+        return USER_ERROR
+    try:
+        work(place)
+    except LVSAError as error:
+        _report(error, place)
+        return USER_ERROR
+    except Exception:
+        logger.error("rank %d of %d failed", place.rank, place.world)
+        raise
+    return 0
+
+
+def _report(error: LVSAError, place: Place) -> None:
+    """Says what was wrong, on the first rank; another one only if it is left alone."""
+    if place.first:
+        logger.error("%s", error)
+        _leave_for_torchrun(str(error))
+        return
+    # As soon as one process ends with an error, torchrun and mpirun end the others, in the middle
+    # of a word or before it. So these wait to be ended, and have nothing to add to the first's.
+    signal.signal(signal.SIGTERM, _end_in_peace)
+    time.sleep(PATIENCE)
+    if not isinstance(error, SharedError | RankMismatch):
+        logger.error("rank %d: %s", place.rank, error)
+
+
+def _end_in_peace(*_: object) -> NoReturn:
+    os._exit(0)
+
+
+def _leave_for_torchrun(message: str) -> None:
+    """torchrun's own last words are long; they close with what its processes leave for them."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        left = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": left}))

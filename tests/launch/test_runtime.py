@@ -1,0 +1,76 @@
+"""Devices and process groups, whatever kind of accelerator there is."""
+
+import pytest
+import torch
+
+from lvsa.errors import LVSAError
+from lvsa.launch.config import ProcessesConfig
+from lvsa.launch.environment import Place
+from lvsa.launch.runtime import collective_backends, pick_device, start
+from tests.support.errors import refuses
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["cuda", "xpu", "npu", "mps"])
+def accelerator(request, monkeypatch):
+    """Two devices of a kind that is not here."""
+    kind = request.param
+    if kind == "npu":
+        # torch knows this kind of device by a name that its plug-in gives.
+        kind = "privateuseone"
+    device = torch.device(kind)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: device)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    return kind
+
+
+def test_auto_is_the_accelerator_that_is_there(accelerator):
+    assert pick_device("auto", 1) == torch.device(accelerator, 1)
+    assert pick_device(accelerator, 0) == torch.device(accelerator, 0)
+    assert pick_device("cpu", 7) == CPU
+    with refuses(LVSAError, 2, f"--nproc_per_node={2}"):
+        pick_device("auto", 2)
+    other = "xpu" if accelerator == "cuda" else "cuda"
+    with refuses(LVSAError, f"--device {other}", accelerator, "auto", "cpu"):
+        pick_device(other, 0)
+
+
+def test_without_an_accelerator(monkeypatch):
+    # A build for an accelerator, on a machine that has none.
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert pick_device("auto", 3) == CPU
+    for kind in ("cuda", "npu", "xpu", "mps"):
+        with refuses(LVSAError, f"--device {kind}", "auto", "cpu"):
+            pick_device(kind, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "backends"),
+    [("cpu", "gloo"), ("cuda", "cpu:gloo,cuda:nccl"), ("xpu", "cpu:gloo,xpu:xccl")],
+)
+def test_collectives_are_the_devices_own_and_gloo_for_cpu_tensors(kind, backends):
+    assert collective_backends(kind) == backends
+
+
+def test_a_first_rank_that_cannot_listen_is_named():
+    place = Place(0, 2, 0, "127.0.0.1", 1)
+    nobody = Place(1, 2, 1, "no-such-host.invalid", 29500)
+    for one, config in ((place, ProcessesConfig()), (nobody, ProcessesConfig(timeout=1))):
+        if one is place and not _refused(1):
+            continue
+        with refuses(LVSAError, one.address, str(one.port)), start(config, one):
+            pytest.fail("joined nobody")
+
+
+def _refused(port):
+    """Whether this user may not listen on a port of the system's."""
+    import socket
+
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return True
+    return False
