@@ -126,9 +126,8 @@ def output_stem(config: GenerateConfig, request: Request) -> Path:
     if name is None:
         words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:48].strip("-")
         name = f"{words or 'video'}-{request.seed}"
-    if name.lower().endswith(".mp4"):
-        name = name[: -len(".mp4")]
-    _check_name(name)
+    given, name = name, re.sub(r"\.mp4$", "", name, flags=re.IGNORECASE)
+    _check_name(name, given)
     if "\0" in str(folder):
         raise LVSAError(f"--output-dir is {str(folder)!r}; no path holds a NUL character")
     try:
@@ -147,13 +146,18 @@ def output_stem(config: GenerateConfig, request: Request) -> Path:
     return folder / name
 
 
-def _check_name(name: str) -> None:
-    """Refuses what is no plain file name, with the nearest one that is."""
+def _check_name(name: str, given: str) -> None:
+    """Refuses what is no plain file name, with the nearest one that is.
+
+    Args:
+        name: without the suffix of a video.
+        given: as the user wrote it.
+    """
     unwritable = [c for c in name if c in "/\\" or unicodedata.category(c) in ("Cc", "Cs")]
     if unwritable or name != name.strip() or not name.strip("."):
         nearest = "".join("-" if c in unwritable else c for c in name).strip(" .-") or "video"
         raise LVSAError(
-            f"--output-name is {name!r}; it must be a file name: no folders (--output-dir), no "
+            f"--output-name is {given!r}; it must be a file name: no folders (--output-dir), no "
             f"control characters, no space at its ends, not only dots. Nearest: {nearest!r}"
         )
 
