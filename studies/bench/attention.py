@@ -26,7 +26,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from lvsa.attention import LVSAttention
 from lvsa.errors import DivisibilityError, LVSAError
 from lvsa.keyframes import PLACEMENTS, Placement
-from lvsa.launch.config import ExchangeName
+from lvsa.launch.config import DeviceName, ExchangeName
 from lvsa.launch.output import versions, write_record
 from lvsa.launch.reporting import run_reporting
 from lvsa.launch.runtime import pick_device
@@ -60,8 +60,8 @@ class BenchConfig:
     """How keyframes are spread."""
     repeats: int = 5
     """Timed calls of each kind, after one that is not timed."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where to run."""
+    device: DeviceName = "auto"
+    """Kind of device. auto: the accelerator that PyTorch sees, else the CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """dtype of queries, keys and values."""
     backend: str = "sdpa"

@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from lvsa.launch.runtime import pick_device
+from lvsa.launch.runtime import collective_backends, pick_device
 
 TIMEOUT = timedelta(minutes=10)
 
@@ -23,7 +23,7 @@ def run_ranks(
 
     Args:
         world: processes; a single one is this process itself.
-        device: auto, cuda or cpu.
+        device: auto, or a kind of device.
         function: of a module, so that other processes can import it.
         arguments: the function's, picklable.
     """
@@ -47,12 +47,10 @@ def _rank(
 ) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     chosen = pick_device(device, rank)
-    backend = "gloo"
     if chosen.type != "cpu":
         torch.accelerator.set_device_index(chosen.index)
-        backend = f"cpu:gloo,{chosen.type}:{dist.get_default_backend_for_device(chosen)}"
     dist.init_process_group(
-        backend,
+        collective_backends(chosen.type),
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=world,

@@ -11,7 +11,6 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.errors import LVSAError
+from lvsa.launch.config import DeviceName
 from lvsa.launch.reporting import run_reporting
 from lvsa.launch.runtime import pick_device
 from lvsa.studies.tiny_wan import export, sheets
@@ -51,8 +51,8 @@ class Training:
     """Folder that the pipeline is written to."""
     seed: int = 0
     """Seed of weights, clips and noise."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train. auto: CUDA where there is a GPU."""
+    device: DeviceName = "auto"
+    """Kind of device. auto: the accelerator that PyTorch sees, else the CPU."""
     threads: int | None = None
     """CPU threads. Default: PyTorch's own choice."""
     clips: int = 3000
@@ -123,7 +123,7 @@ def train(settings: Training) -> Path:
         for part in (pipe.vae, pipe.text_encoder, pipe.transformer)
         for parameter in part.parameters()
     )
-    machine = f"{os.cpu_count()} CPU cores" if device.type == "cpu" else "one GPU"
+    machine = f"{os.cpu_count()} CPU cores" if device.type == "cpu" else "one accelerator"
     card = model_card(
         work, weights / 1e6, mse, len(data.captions), seed, machine, settings.vae, settings.dit
     )
