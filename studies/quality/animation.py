@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from diffusers import WanPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from lvsa.adapters.checkpoints.wan import TINY_WAN
@@ -22,8 +21,8 @@ from lvsa.errors import LVSAError
 from lvsa.launch.output import written_whole
 from lvsa.launch.reporting import run_reporting
 from lvsa.settings import flag
+from lvsa.studies.quality.generation import generate, load
 from lvsa.studies.quality.measures import measure
-from lvsa.studies.quality.study import Study, generate
 
 logger = logging.getLogger("lvsa.studies.quality.animation")
 
@@ -71,18 +70,22 @@ class Animation:
                 raise LVSAError(
                     f"{flag(name)} is {getattr(self, name)}; it must be at least {least}"
                 )
-        if not self.model.is_dir():
-            raise LVSAError(f"no pipeline at {self.model}; studies/tiny_wan/train.py makes one")
 
 
 def animate(settings: Animation) -> None:
     """Generates the videos and writes the picture."""
     settings.check()
-    pipe = WanPipeline.from_pretrained(settings.model)
-    study = Study(steps=settings.steps)
-    captions, videos = [settings.caption], {}
+    pipe = load(settings.model)
+    videos = {}
     for variant, label in LABELS.items():
-        [video] = generate(pipe, captions, settings.seed, settings.latent_frames, variant, study)
+        [video] = generate(
+            pipe,
+            [settings.caption],
+            variant=variant,
+            latent_frames=settings.latent_frames,
+            seed=settings.seed,
+            steps=settings.steps,
+        )
         videos[label] = video.permute(0, 2, 3, 1).numpy()
         logger.info("%s: %s", label, measure(videos[label], settings.caption))
     pages = compose(videos, settings.speed, settings.scale)

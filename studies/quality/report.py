@@ -11,8 +11,10 @@ from lvsa.launch.output import written_whole
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 """Marks in ``quality.md`` between which the results stand."""
+DRAWN = "drawn clips"
+"""Variant that is not generated, but drawn as the training data is."""
 ORDER = (
-    "drawn clips",
+    DRAWN,
     "dense",
     "published, fixed",
     "published, rotating",
@@ -146,7 +148,7 @@ def plot(results: Sequence[Result], path: Path, horizon: int) -> None:
                 markersize=4,
                 linewidth=1.2,
                 capsize=2,
-                linestyle="--" if variant == "drawn clips" else "-",
+                linestyle="--" if variant == DRAWN else "-",
                 label=variant,
             )
         axis.set_title(label, fontsize=10)

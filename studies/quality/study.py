@@ -10,41 +10,33 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import tyro
-from diffusers import WanPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-import lvsa
 from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.errors import LVSAError
 from lvsa.launch.environment import Place
 from lvsa.launch.output import written_whole
 from lvsa.launch.reporting import run_reporting
+from lvsa.settings import flag
 from lvsa.studies.quality import report
+from lvsa.studies.quality.generation import VARIANTS, generate, load, video_frames
 from lvsa.studies.quality.measures import measure
 from lvsa.studies.tiny_wan import sheets
 from lvsa.studies.tiny_wan.captions import held_out
-from lvsa.studies.tiny_wan.clips import SIZE, draw_clip, render
+from lvsa.studies.tiny_wan.clips import draw_clip, render
 
-VARIANTS: dict[str, lvsa.LVSASettings | None] = {
-    "dense": None,
-    "published, fixed": lvsa.LVSASettings(keyframe_placement="published"),
-    "published, rotating": lvsa.LVSASettings(keyframe_placement="published", rotate_keyframes=True),
-    "even, fixed": lvsa.LVSASettings(keyframe_placement="even"),
-    "even, rotating": lvsa.LVSASettings(keyframe_placement="even", rotate_keyframes=True),
-}
-DRAWN = "drawn clips"
-"""Variant that is not generated, but drawn as the training data is."""
 HORIZON = TINY_WAN.horizon
 """Latent frames of the training clips."""
+CAPTIONS = [scene.caption for scene in held_out()]
+"""Captions that training never showed."""
 
 
 @dataclass(frozen=True)
@@ -75,56 +67,69 @@ class Study:
         """File of the results."""
         return self.docs / "quality-results.json"
 
+    def check(self) -> None:
+        """Checks the settings.
 
-def attention(pipe: WanPipeline, variant: str, frames: int) -> AbstractContextManager[Any]:
-    """Context in which the pipeline has a variant's attention, for a number of video frames."""
-    settings = VARIANTS[variant]
-    if settings is None:
-        return nullcontext()
-    return lvsa.enable(pipe, num_frames=frames, height=SIZE, width=SIZE, settings=settings)
-
-
-def generate(
-    pipe: WanPipeline, captions: list[str], seed: int, latent: int, variant: str, study: Study
-) -> Tensor:
-    """Videos ``[B, F, 3, 64, 64]``, 0 to 1; every caption has noise of its own, by seed."""
-    frames = 4 * latent - 3
-    generators = [
-        torch.Generator().manual_seed(1000 * seed + sum(caption.encode())) for caption in captions
-    ]
-    with attention(pipe, variant, frames):
-        found = pipe(
-            captions,
-            height=SIZE,
-            width=SIZE,
-            num_frames=frames,
-            num_inference_steps=study.steps,
-            guidance_scale=study.guidance,
-            generator=generators,
-            output_type="pt",
-        )
-    return found.frames.float().cpu()
+        Raises:
+            LVSAError: for one that cannot work.
+        """
+        for name in ("steps", "seeds", "captions"):
+            if getattr(self, name) < 1:
+                raise LVSAError(f"{flag(name)} is {getattr(self, name)}; it must be at least 1")
+        if self.captions > len(CAPTIONS):
+            raise LVSAError(f"--captions is {self.captions}; there are {len(CAPTIONS)}")
+        if min(self.lengths, default=2) < 2:
+            raise LVSAError(f"--lengths has {min(self.lengths)}; each must be at least 2")
 
 
-def cells(study: Study) -> Iterator[tuple[str, int, int, list[str]]]:
-    """Variant, latent frames, seed and captions of each batch, one seed after the other."""
-    captions = [scene.caption for scene in held_out()]
+class Batch(NamedTuple):
+    """Videos that are generated together."""
+
+    variant: str
+    latent_frames: int
+    seed: int
+    captions: tuple[str, ...]
+
+    @property
+    def sheet(self) -> str:
+        """File name of the contact sheet."""
+        if self.latent_frames == HORIZON:
+            half = 1 if self.captions[0] == CAPTIONS[0] else 2
+            return f"horizon-seed{self.seed}-{half}.png"
+        words = self.variant.replace(",", "").replace(" ", "-")
+        return f"{words}-{self.latent_frames}-seed{self.seed}.png"
+
+
+def batches(study: Study) -> Iterator[Batch]:
+    """Batches of a study, one seed after the other."""
     if study.part in ("all", "horizon"):
-        for seed, half in itertools.product(range(2), (captions[:10], captions[10:])):
-            yield "dense", HORIZON, seed, half
+        half = len(CAPTIONS) // 2
+        for seed, captions in itertools.product(range(2), (CAPTIONS[:half], CAPTIONS[half:])):
+            yield Batch("dense", HORIZON, seed, tuple(captions))
     if study.part in ("all", "beyond"):
-        chosen = captions[:: max(1, len(captions) // study.captions)][: study.captions]
+        chosen = tuple(CAPTIONS[:: len(CAPTIONS) // study.captions][: study.captions])
         for seed, latent in itertools.product(range(study.seeds), study.lengths):
-            yield DRAWN, latent, seed, chosen
-            for variant in VARIANTS:
-                yield variant, latent, seed, chosen
+            for variant in (report.DRAWN, *VARIANTS):
+                yield Batch(variant, latent, seed, chosen)
 
 
-def drawn(captions: list[str], seed: int, latent: int) -> Tensor:
-    """Drawn clips ``[B, F, 3, 64, 64]``, 0 to 1: what the training data would be at this length."""
+def videos_of(batch: Batch, pipe: Any, study: Study) -> Tensor:
+    """Videos ``[B, F, 3, 64, 64]`` of a batch, 0 to 1: generated, or drawn as the training data."""
+    variant, latent_frames, seed, captions = batch
+    if variant != report.DRAWN:
+        return generate(
+            pipe,
+            captions,
+            variant=variant,
+            latent_frames=latent_frames,
+            seed=seed,
+            steps=study.steps,
+            guidance=study.guidance,
+        )
     scenes = {scene.caption: scene for scene in held_out()}
+    frames = video_frames(latent_frames)
     clips = [
-        draw_clip(scenes[caption], 4 * latent - 3, np.random.default_rng([99, seed, i]))
+        draw_clip(scenes[caption], frames, np.random.default_rng([99, seed, i]))
         for i, caption in enumerate(captions)
     ]
     return (render(clips).transpose(1, 2) + 1) / 2
@@ -134,57 +139,47 @@ def run(study: Study) -> list[dict[str, Any]]:
     """All results, after generating and measuring those that were missing.
 
     Raises:
-        LVSAError: where the pipeline is missing.
+        LVSAError: for settings that cannot work, or a missing pipeline.
     """
+    study.check()
     results: list[dict[str, Any]] = []
     if study.results.exists():
         results = json.loads(study.results.read_text())
     have = {(r["variant"], r["latent_frames"], r["seed"], r["caption"]) for r in results}
     wanted = [
-        (variant, latent, seed, missing)
-        for variant, latent, seed, captions in cells(study)
-        if (missing := [c for c in captions if (variant, latent, seed, c) not in have])
+        batch._replace(captions=missing)
+        for batch in batches(study)
+        if (missing := tuple(c for c in batch.captions if (*batch[:3], c) not in have))
     ]
     if not wanted:
         return results
-    if not study.model.is_dir():
-        raise LVSAError(f"no pipeline at {study.model}; studies/tiny_wan/train.py makes one")
-    pipe = WanPipeline.from_pretrained(study.model)
+    pipe = load(study.model)
     pipe.set_progress_bar_config(disable=True)
-    for variant, latent, seed, captions in tqdm(wanted, desc="study"):
-        if variant == DRAWN:
-            videos = drawn(captions, seed, latent)
-        else:
-            videos = generate(pipe, captions, seed, latent, variant, study)
-        for caption, video in zip(captions, videos, strict=True):
-            quality = measure(video.permute(0, 2, 3, 1).numpy(), caption)
-            results.append(
-                {
-                    "variant": variant,
-                    "latent_frames": latent,
-                    "seed": seed,
-                    "caption": caption,
-                    "moves": quality.moves,
-                    "color_right": quality.color_right,
-                    "shape_right": quality.shape_right,
-                    **asdict(quality),
-                }
-            )
+    for batch in tqdm(wanted, desc="study"):
+        videos = videos_of(batch, pipe, study)
+        results += [
+            result(batch, caption, video)
+            for caption, video in zip(batch.captions, videos, strict=True)
+        ]
         write_json(results, study.results)
-        sheets.save_sheet(
-            videos.transpose(1, 2) * 2 - 1,
-            study.docs / "quality" / picture(variant, latent, seed, captions),
-            columns=12,
-        )
+        sheet = study.docs / "quality" / batch.sheet
+        sheets.save_sheet(videos.transpose(1, 2) * 2 - 1, sheet, columns=12)
     return results
 
 
-def picture(variant: str, latent: int, seed: int, captions: list[str]) -> str:
-    """File name of a batch's contact sheet."""
-    if latent == HORIZON:
-        half = 1 if captions[0] == held_out()[0].caption else 2
-        return f"horizon-seed{seed}-{half}.png"
-    return f"{variant.replace(',', '').replace(' ', '-')}-{latent}-seed{seed}.png"
+def result(batch: Batch, caption: str, video: Tensor) -> dict[str, Any]:
+    """Measures of a video ``[F, 3, H, W]``, 0 to 1, with what it is of."""
+    quality = measure(video.permute(0, 2, 3, 1).numpy(), caption)
+    return {
+        "variant": batch.variant,
+        "latent_frames": batch.latent_frames,
+        "seed": batch.seed,
+        "caption": caption,
+        "moves": quality.moves,
+        "color_right": quality.color_right,
+        "shape_right": quality.shape_right,
+        **asdict(quality),
+    }
 
 
 def write_json(results: list[dict[str, Any]], path: Path) -> None:

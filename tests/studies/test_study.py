@@ -1,31 +1,62 @@
 """The study covers what it says, and its report replaces what is between the marks."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import WanPipeline
 
 from lvsa.errors import LVSAError
 from lvsa.studies.quality import report, study
+from lvsa.studies.quality.generation import VARIANTS, attention, load
 from tests.support.errors import refuses
 
 ASSETS = Path(__file__).parents[2] / "assets" / "tiny-wan"
 
 
 def test_study_covers_what_it_says() -> None:
-    cells = list(study.cells(study.Study(captions=6, seeds=2)))
-    horizon = [(seed, c) for v, n, seed, batch in cells if n == 21 for c in batch]
+    batches = list(study.batches(study.Study(captions=6, seeds=2)))
+    horizon = [(seed, c) for _, n, seed, captions in batches if n == 21 for c in captions]
     assert len(set(horizon)) == 40
-    beyond = {(v, n, seed) for v, n, seed, batch in cells if n != 21 and len(batch) == 6}
-    assert len(beyond) == (len(study.VARIANTS) + 1) * 3 * 2
+    beyond = {(v, n, seed) for v, n, seed, captions in batches if n != 21 and len(captions) == 6}
+    assert len(beyond) == (len(VARIANTS) + 1) * 3 * 2
+    assert len({batch.sheet for batch in batches}) == len(batches)
+    assert set(report.ORDER) == {report.DRAWN, *VARIANTS}
+
+
+def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    first = study.Study(ASSETS, tmp_path, part="beyond", lengths=(2,), seeds=1, captions=1, steps=1)
+    results = study.run(first)
+    assert [found["variant"] for found in results] == list(report.ORDER)
+    assert all(found["frames"] == 5 for found in results)
+    assert len(list((tmp_path / "quality").glob("*.png"))) == len(results)
+    assert json.loads(first.results.read_text()) == results
+    # No pipeline is needed where nothing is missing.
+    assert study.run(dataclasses.replace(first, model=tmp_path / "none")) == results
+    with refuses(LVSAError, tmp_path / "none"):
+        study.run(dataclasses.replace(first, model=tmp_path / "none", seeds=2))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"captions": 0}, ("--captions", 0, 1)),
+        ({"captions": 21}, ("--captions", 21, 20)),
+        ({"seeds": 0}, ("--seeds", 0, 1)),
+        ({"lengths": (41, 1)}, ("--lengths", 1, 2)),
+    ],
+)
+def test_impossible_settings_are_refused(change: dict[str, Any], named: tuple[Any, ...]) -> None:
+    with refuses(LVSAError, *named):
+        study.run(study.Study(**change))
 
 
 def test_variants_attend_what_their_names_say() -> None:
-    pipe = WanPipeline.from_pretrained(ASSETS)
+    pipe = load(ASSETS)
     offsets: dict[str, int | None] = {}
-    for variant in study.VARIANTS:
-        with study.attention(pipe, variant, 481) as session:
+    for variant in VARIANTS:
+        with attention(pipe, variant, 121) as session:
             pattern = session.attention.pattern if session else None
             offsets[variant] = pattern.n_offsets if pattern else None
             assert pattern is None or pattern.density < 0.25
