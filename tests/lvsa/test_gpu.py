@@ -4,66 +4,81 @@ import pytest
 import torch
 
 import lvsa
-from lvsa.attention import LVSAttention, TextTokens, valid_positions
+from lvsa.attention import LVSAttention, TextTokens
+from lvsa.backends.sdpa import SMALL_TILE_WORK, SDPABackend
 from lvsa.keyframes import published
 from lvsa.shards import FrameGrid
-from tests.support.oracle import (
-    attended_set,
-    masked_attention,
-    published_keyframes,
-    relative_error,
-    token_mask,
-)
+from tests.support.engines import expected, padded_text, random_qkv
+from tests.support.oracle import placed, relative_error
+from tests.support.own_patterns import OWN_PATTERNS
 from tests.support.tiny import wan_pipeline
 
 pytestmark = pytest.mark.gpu
-T, P, HEADS = 12, 48, 4
+T, P, B, STEP = 12, 48, 2, 2
+OPTIONS = {"interval": 4, "window": 1, "rotate": True}
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
-def draw(tokens, head_dim, dtype, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(2, tokens, HEADS, head_dim, generator=generator).to("cuda", dtype)
-        for _ in range(3)
-    ]
+def engine_of(**options):
+    pattern = published(T, **OPTIONS)
+    engine = LVSAttention(pattern, FrameGrid(T, 6, 8), device="cuda", **options)
+    engine.step = STEP
+    return engine, placed("published", T, **OPTIONS)[STEP]
 
 
-def pattern_and_mask():
-    sets = [attended_set(T, 1, 1, published_keyframes(T, 4, 2), f) for f in range(T)]
-    return published(T, interval=4, window=1, rotate=True), token_mask(sets, P).cuda()
+def on_gpu(tensors, dtype=None):
+    return [x.to("cuda", dtype) for x in tensors]
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 12])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_equals_dense_masked_attention(dtype, head_dim):
-    pattern, mask = pattern_and_mask()
-    engine = LVSAttention(pattern, FrameGrid(T, 6, 8))
-    engine.step = 2
-    q, k, v = draw(T * P, head_dim, dtype, 0)
-    out, _ = engine(q, k, v)
-    assert relative_error(out, masked_attention(q, k, v, mask)) < TOLERANCE[dtype]
+@pytest.mark.parametrize("small", [0, 1 << 40], ids=["single tiles", "batched tiles"])
+@DTYPES
+def test_equals_dense_masked_attention(dtype, small, head_dim, monkeypatch):
+    monkeypatch.setitem(SMALL_TILE_WORK, "cuda", small)
+    engine, sets = engine_of(backend=SDPABackend())
+    qkv = random_qkv(T * P, 0, B, H=4, D=head_dim, dtype=dtype)
+    out, _ = engine(*on_gpu(qkv))
+    assert relative_error(out.cpu(), expected(qkv, sets, P)[0]) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", OWN_PATTERNS)
+def test_patterns_of_ones_own(name):
+    pattern, every = OWN_PATTERNS[name]
+    engine = LVSAttention(pattern, FrameGrid(pattern.frames, 4, 4), device="cuda")
+    qkv = random_qkv(pattern.frames * 16, 0, D=64)
+    for step, sets in enumerate(every):
+        engine.step = step
+        out, _ = engine(*on_gpu(qkv))
+        assert relative_error(out.cpu(), expected(qkv, sets, 16)[0]) < TOLERANCE[torch.float32]
+
+
+@DTYPES
 def test_text_with_padding(dtype):
-    pattern, mask = pattern_and_mask()
-    engine = LVSAttention(pattern, FrameGrid(T, 6, 8))
-    engine.step = 2
-    q, k, v = draw(T * P, 64, dtype, 0)
-    text = draw(9, 64, dtype, 1)
-    valid = torch.ones(2, 9, dtype=torch.bool, device="cuda")
-    valid[0, 5:] = False
-    out, text_out = engine(q, k, v, TextTokens(*text, valid=valid_positions(valid)))
-    S = T * P
-    full = torch.ones(2, S + 9, S + 9, dtype=torch.bool, device="cuda")
-    full[:, :S, :S] = mask
-    full[:, :, S:] = valid[:, None]
-    expected = masked_attention(
-        *(torch.cat(pair, 1) for pair in zip((q, k, v), text, strict=True)), full
-    )
-    assert relative_error(out, expected[:, :S]) < TOLERANCE[dtype]
-    assert relative_error(text_out, expected[:, S:]) < TOLERANCE[dtype]
+    engine, sets = engine_of()
+    qkv = random_qkv(T * P, 0, B, D=64, dtype=dtype)
+    words = random_qkv(9, 1, B, D=64, dtype=dtype)
+    padded, valid = padded_text(9, B)
+    text = TextTokens(*on_gpu(words), valid=tuple(on_gpu(padded.valid)))
+    out, text_out = engine(*on_gpu(qkv), text)
+    video, of_text = expected(qkv, sets, P, words, valid)
+    assert relative_error(out.cpu(), video) < TOLERANCE[dtype]
+    assert relative_error(text_out.cpu(), of_text) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("small", [0, 1 << 40], ids=["single tiles", "batched tiles"])
+def test_a_call_never_waits_for_the_device(small, monkeypatch):
+    monkeypatch.setitem(SMALL_TILE_WORK, "cuda", small)
+    engine, _ = engine_of()
+    qkv = on_gpu(random_qkv(T * P, 0, B, D=64), torch.bfloat16)
+    engine(*qkv)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(engine.pattern.n_offsets):
+            engine.step = step
+            engine(*qkv)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_generation_equals_the_stock_pipeline_at_the_horizon():

@@ -1,4 +1,4 @@
-"""Merging partials equals attention over the union of their keys."""
+"""Merging states equals attention over the union of their keys."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvsa.merge import AttentionState, merge, merge_all
+from lvsa.merge import AttentionState, merge, merge_all, merge_into
 from tests.support.oracle import masked_attention
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
@@ -19,7 +19,7 @@ def draw(n, seed, dtype=torch.float64):
     return torch.randn(B, n, H, D, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def partial_over(q, k, v, mask):
+def state_over(q, k, v, mask):
     """Attention of [L] queries over the keys that ``mask`` [L, C] allows; none is −inf."""
     scores = torch.einsum("blhd,bchd->bhlc", q, k) / math.sqrt(D)
     scores = scores.masked_fill(~mask, -math.inf)
@@ -34,12 +34,12 @@ def partial_over(q, k, v, mask):
     seed=st.integers(0, 1000),
 )
 def test_equals_attention_over_the_union(owners, seed):
-    """Each (key, query) pair is in one of three partials, or (3) attended by nobody."""
+    """Each (key, query) pair is in one of three states, or (3) attended by nobody."""
     owner = torch.tensor(owners).T  # [L, C]
     C = owner.shape[1]
     q, k, v = draw(L, seed), draw(C, seed + 1), draw(C, seed + 2)
-    merged = merge_all(partial_over(q, k, v, owner == part) for part in range(3))
-    whole = partial_over(q, k, v, owner < 3)
+    merged = merge_all(state_over(q, k, v, owner == part) for part in range(3))
+    whole = state_over(q, k, v, owner < 3)
     assert not merged.out_BLHD.isnan().any()
     torch.testing.assert_close(merged.out_BLHD, whole.out_BLHD, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(merged.lse_BHL, whole.lse_BHL, rtol=1e-12, atol=1e-12)
@@ -54,7 +54,7 @@ def test_equals_attention_over_the_union(owners, seed):
 def test_a_row_that_attended_nothing_takes_the_other_value(dtype):
     """Its output may be anything finite: it counts for nothing."""
     q, k, v = draw(L, 0, dtype), draw(4, 1, dtype), draw(4, 2, dtype)
-    something = partial_over(q, k, v, torch.ones(L, 4, dtype=torch.bool))
+    something = state_over(q, k, v, torch.ones(L, 4, dtype=torch.bool))
     nothing = AttentionState(torch.full_like(q, 1e9), q.new_full((B, H, L), -math.inf))
     for merged in (merge(something, nothing), merge(nothing, something)):
         assert torch.equal(merged.out_BLHD, something.out_BLHD)
@@ -71,11 +71,19 @@ def test_nothing_and_nothing_is_zero_and_not_nan(dtype):
     assert (merged.lse_BHL == -math.inf).all()
 
 
+def test_there_is_no_running_state_at_the_start():
+    q, k, v = draw(L, 0), draw(4, 1), draw(4, 2)
+    state = state_over(q, k, v, torch.ones(L, 4, dtype=torch.bool))
+    assert merge_into(None, state) is state
+    for got, expected in zip(merge_into(state, state), merge(state, state), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_far_apart_scores_do_not_overflow():
     q, k, v = (draw(n, s, torch.float32) for n, s in ((L, 0), (4, 1), (4, 2)))
-    partial = partial_over(q, k, v, torch.ones(L, 4, dtype=torch.bool))
-    high = AttentionState(partial.out_BLHD, partial.lse_BHL + 1e4)
-    low = AttentionState(partial.out_BLHD + 1, partial.lse_BHL - 1e4)
+    state = state_over(q, k, v, torch.ones(L, 4, dtype=torch.bool))
+    high = AttentionState(state.out_BLHD, state.lse_BHL + 1e4)
+    low = AttentionState(state.out_BLHD + 1, state.lse_BHL - 1e4)
     torch.testing.assert_close(merge(high, low).out_BLHD, high.out_BLHD)
     torch.testing.assert_close(merge(low, high).out_BLHD, high.out_BLHD)
 
