@@ -27,7 +27,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 MOST_FRAMES = 10_000
-"""Latent frames that a pattern may have: one matrix of them takes 100 MB."""
+"""Latent frames that a pattern may have, and offsets: one matrix of them takes 100 MB."""
 
 
 class FrameMatrices(Sequence[Bools]):
@@ -243,6 +243,12 @@ def _combined(a: Pattern, b: Pattern, operation: Any, word: str) -> Pattern:
     if word == "and":
         anchors = {f for f in anchors if b.anchors[:, f].all() and a.anchors[:, f].all()}
     n_offsets = math.lcm(a.n_offsets, b.n_offsets)
+    if n_offsets > MOST_FRAMES:
+        raise LVSAError(
+            f"patterns of {a.n_offsets} and {b.n_offsets} keyframe offsets come round after "
+            f"{n_offsets:,} steps; at most {MOST_FRAMES:,}. Let one of them stand still, or give "
+            "both the same interval"
+        )
     return Pattern(
         FrameMatrices(
             n_offsets,

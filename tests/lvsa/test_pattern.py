@@ -178,6 +178,13 @@ def test_offsets_of_a_combination_are_their_least_common_multiple(m, n, expected
     assert (a | b).n_offsets == (a & b).n_offsets == expected
 
 
+def test_combinations_that_take_too_long_to_come_round_are_refused():
+    a, b = (published(400, interval=interval, rotate=True) for interval in (101, 103))
+    with refuses(LVSAError, 101, 103, 101 * 103, MOST_FRAMES):
+        a | b
+    assert (a | published(400, interval=103)).n_offsets == 101
+
+
 def test_a_combination_keeps_the_anchors_that_hold():
     first = Pattern.of(EYE | (np.arange(4) == 0), fixed_anchors=(0,))
     last = Pattern.of(EYE | (np.arange(4) >= 3) | (np.arange(4) == 0), fixed_anchors=(3,))
