@@ -1,5 +1,7 @@
 """A call computes; it plans nothing, reads no device, makes no table on the host."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,13 @@ import torch
 from lvsa.attention import TextTokens, valid_positions
 from lvsa.backends.sdpa import SDPABackend
 from lvsa.exchange import EXCHANGES
+from lvsa.keyframes import published
 from lvsa.layout import Piece, build_layout
+from lvsa.pattern import Pattern
 from lvsa.shards import FrameGrid, Shards
+from lvsa.tiles import Tile
 from tests.support.engines import long_sparse, random_qkv
-from tests.support.hot_path import Planned, hot_path, no_numpy, no_planning
+from tests.support.hot_path import Planned, hot_path, no_numpy, no_planning, planners
 from tests.support.ranks import run_ranks
 
 
@@ -64,6 +69,13 @@ def test_numpy_is_taken_from_every_module_that_has_it():
         of_exchanges = {cls.__module__ for cls in EXCHANGES.values()}
         assert {Shards.__module__, build_layout.__module__, *of_exchanges} <= {*robbed}
         assert len(robbed) >= 8
+
+
+def test_modules_that_plan_are_known():
+    """But for the exchanges: those have a plan to make, and a stream to run."""
+    plan = {inspect.getsourcefile(x) for x in (Pattern, published, Shards, build_layout, Tile)}
+    assert plan <= planners()
+    assert not {inspect.getsourcefile(cls) for cls in EXCHANGES.values()} & planners()
 
 
 @pytest.mark.parametrize(

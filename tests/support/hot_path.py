@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lvsa
+from lvsa.backends import Backend
 from lvsa.exchange import EXCHANGES
-from lvsa.keyframes import published
-from lvsa.layout import Tile, TileGroup, build_layout
 from lvsa.pattern import Pattern
 from lvsa.shards import FrameGrid, Shards
+from lvsa.tiles import Tile, TileGroup
 
 
 class Planned(AssertionError):
@@ -40,30 +40,33 @@ class Forbidden:
         raise Planned(f"{self._name}.{attribute} was used in the hot path")
 
 
-@contextmanager
-def no_numpy() -> Iterator[list[str]]:
-    """Takes numpy from every loaded module of the engine; yields their names."""
+def modules_with_numpy() -> list[ModuleType]:
+    """Loaded modules of the engine that use numpy."""
     engine = Path(lvsa.__file__).resolve().parent
-    modules = {
-        name: module
+    return [
+        module
         for name, module in sys.modules.items()
         # Other rooms are links beside the engine: their files are elsewhere.
         if name.startswith(f"{lvsa.__name__}.")
         and Path(inspect.getsourcefile(module) or "").resolve().is_relative_to(engine)
-    }
-    robbed = []
+        and any(value is np for value in vars(module).values())
+    ]
+
+
+@contextmanager
+def no_numpy() -> Iterator[list[str]]:
+    """Takes numpy from every loaded module of the engine; yields their names."""
+    robbed = modules_with_numpy()
     with pytest.MonkeyPatch.context() as patch:
-        for name, module in modules.items():
+        for module in robbed:
             for attribute, value in list(vars(module).items()):
                 if value is np:
                     patch.setattr(module, attribute, Forbidden(attribute))
-                    robbed.append(name)
-        yield robbed
+        yield [module.__name__ for module in robbed]
 
 
-# The files whose functions make patterns, cuts and layouts, and what of them may run at any time:
-# numbers that are there already, and the token indices of batched tiles.
-PLANNERS = {inspect.getsourcefile(x) for x in (Pattern, published, Shards, build_layout)}
+# What may run at any time of modules that plan: numbers that are there already, and the token
+# indices of batched tiles.
 CHEAP = (
     Pattern.offset,
     Pattern.n_offsets,
@@ -78,6 +81,18 @@ CHEAP = (
     TileGroup.query_tokens,
     TileGroup.key_tokens,
 )
+
+
+def planners() -> set[str | None]:
+    """Files of the modules that plan: those that use numpy, but for exchanges and backends."""
+    run_time = {cls.__module__ for exchange in EXCHANGES.values() for cls in exchange.__mro__}
+    backends = Backend.__module__.rpartition(".")[0]
+    return {
+        inspect.getsourcefile(module)
+        for module in modules_with_numpy()
+        if module.__name__ not in run_time and not module.__name__.startswith(backends)
+    }
+
 
 # Methods of tensors that need not pass the dispatcher.
 HOST_READS = {"tolist", "item", "numpy", "cpu"}
@@ -98,12 +113,13 @@ def no_planning() -> Iterator[None]:
         for cls in EXCHANGES.values()
         for function in (cls.plan, cls.received_tokens, cls.__init__)
     }
+    planning = planners()
     numpy = str(inspect.getsourcefile(np)).removesuffix("__init__.py")
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:
         if event == "call":
             code = frame.f_code
-            plans = code.co_filename in PLANNERS and code not in cheap
+            plans = code.co_filename in planning and code not in cheap
             if plans or code in forbidden or code.co_filename.startswith(numpy):
                 raise Planned(f"{code.co_qualname} was called in the hot path")
         elif event == "c_call":
