@@ -1,8 +1,9 @@
 """The automatic backend: a rule of device, dtype, head dimension and what is installed."""
 
 import logging
+from contextlib import suppress
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -46,6 +47,9 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> C
     return Choice("sdpa", f"PyTorch's {kernel} kernel on {facts}: {reason}")
 
 
+CANDIDATES = ("triton", "npu", "sdpa", "math")
+"""Backends that the rule may name."""
+
 _NPU_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -67,7 +71,19 @@ class AutoBackend(Backend):
     name = "auto"
 
     def __init__(self) -> None:
-        self._chosen: dict[tuple[torch.device, torch.dtype, int], Backend] = {}
+        self._names: dict[tuple[torch.device, torch.dtype, int], str] = {}
+        self._backends: dict[str, Backend] = {}
+
+    @classmethod
+    def on(cls, device: torch.device, kernel: str | None = None) -> Self:
+        cls.refuse(kernel)
+        auto = cls()
+        # All that may be chosen there, now: a graph of torch.compile would end at an import.
+        for name in CANDIDATES:
+            if name in BACKENDS:
+                with suppress(BackendUnavailable):
+                    auto._backends[name] = get_backend(name, device)
+        return auto
 
     def attend(
         self,
@@ -97,13 +113,23 @@ class AutoBackend(Backend):
         return f"auto: {': '.join(choose_backend(device, dtype, head_dim))}"
 
     def describe(self) -> str:
-        names = sorted({backend.describe() for backend in self._chosen.values()})
+        names = sorted({self._backends[name].describe() for name in self._names.values()})
         return f"{self.name}: {', '.join(names)}" if names else self.name
 
     def _for(self, q_BLHD: Tensor) -> Backend:
         key = q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1]
-        if key not in self._chosen:
-            choice = choose_backend(*key)
-            logger.info("backend %s for %s, %s, D = %d: %s", choice.name, *key, choice.reason)
-            self._chosen[key] = get_backend(choice.name, q_BLHD.device)
-        return self._chosen[key]
+        if key not in self._names:
+            name = _choose(*key)
+            if name not in self._backends:
+                self._backends[name] = get_backend(name, q_BLHD.device)
+            self._names[key] = name
+        return self._backends[self._names[key]]
+
+
+@torch.compiler.assume_constant_result  # a graph would end at look-ups and messages
+def _choose(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    choice = choose_backend(device, dtype, head_dim)
+    logger.info(
+        "backend %s for %s, %s, D = %d: %s", choice.name, device, dtype, head_dim, choice.reason
+    )
+    return choice.name

@@ -77,7 +77,7 @@ class SDPABackend(TileBackend):
         if kernel is not None and kernel not in KERNELS:
             raise LVSAError(f"backend 'sdpa' has no kernel {kernel!r}; known: {', '.join(KERNELS)}")
         self.kernel = kernel
-        self._chosen: dict[tuple[torch.device, torch.dtype, int], tuple[str, Kernel]] = {}
+        self._chosen: dict[tuple[torch.device, torch.dtype, int], str] = {}
         if kernel in FLASH_IMPLEMENTATIONS:
             _activate(kernel)
 
@@ -97,15 +97,20 @@ class SDPABackend(TileBackend):
     def kernel_for(self, q_BLHD: Tensor) -> Kernel:
         key = q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1]
         if key not in self._chosen:
-            device = Device.of(q_BLHD.device)
-            name, reason = choose_kernel(device, *key[1:], asked=self.kernel)
-            logger.info("sdpa on %s, %s, D = %d: kernel %s, %s", device, *key[1:], name, reason)
-            self._chosen[key] = name, _KERNELS[name]
-        return self._chosen[key][1]
+            self._chosen[key] = _choose(*key, self.kernel)
+        return _KERNELS[self._chosen[key]]
 
     def describe(self) -> str:
-        names = sorted({name for name, _ in self._chosen.values()})
+        names = sorted({*self._chosen.values()})
         return f"{self.name} ({', '.join(names)})" if names else self.name
+
+
+@torch.compiler.assume_constant_result  # a graph would end at look-ups and messages
+def _choose(device: torch.device, dtype: torch.dtype, head_dim: int, asked: str | None) -> str:
+    facts = Device.of(device)
+    name, reason = choose_kernel(facts, dtype, head_dim, asked)
+    logger.info("sdpa on %s, %s, D = %d: kernel %s, %s", facts, dtype, head_dim, name, reason)
+    return name
 
 
 def choose_kernel(

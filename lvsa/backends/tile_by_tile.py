@@ -181,16 +181,24 @@ def _run(
         out, lse = kernel(
             _windows(q[b], *queries), _windows(k[b], *keys), _windows(v[b], *keys), scale
         )
-        _windows(state.out_BLHD[b], *queries).copy_(out)
-        # [H, L] → [L, H] → [tiles, queries, H] → [tiles, H, queries]
-        _windows(state.lse_BHL[b].t(), *queries).transpose(1, 2).copy_(lse)
+        _fill(state.out_BLHD[b], run, out)
+        # [tiles, H, queries] → [tiles, queries, H], into [H, L] → [L, H]
+        _fill(state.lse_BHL[b].t(), run, lse.transpose(1, 2))
+
+
+def _fill(x: Tensor, run: TileRun, values: Tensor) -> None:
+    """Writes ``[count, queries, …]`` to the queries of a run, which do not overlap.
+
+    Through slices: torch.compile cannot follow what is written through strided windows.
+    """
+    start, size, step = run.first.start, run.first.n_queries, run.query_step
+    last = start + (run.count - 1) * step
+    x[start:last].unflatten(0, (-1, step))[:, :size] = values[:-1]
+    x[last : last + size] = values[-1]
 
 
 def _windows(x: Tensor, start: int, size: int, step: int, count: int) -> Tensor:
     """``[count, size, …]``: a view of windows on the first dimension, which may overlap."""
     token, *inner = x.stride()
-    return x.as_strided(
-        (count, size, *x.shape[1:]),
-        (step * token, token, *inner),
-        x.storage_offset() + start * token,
-    )
+    size_and_stride = (count, size, *x.shape[1:]), (step * token, token, *inner)
+    return x[start:].as_strided(*size_and_stride)

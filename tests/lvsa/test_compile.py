@@ -6,15 +6,21 @@ from torch import distributed as dist
 from torch._dynamo.testing import CompileCounter
 
 from lvsa.attention import LVSAttention, TextTokens
+from lvsa.backends.tile_by_tile import SMALL_TILE_WORK
 from lvsa.exchange import EXCHANGES
 from lvsa.keyframes import published
-from lvsa.pattern import dense
+from lvsa.pattern import Pattern, dense
 from lvsa.shards import FrameGrid
 from tests.support.engines import padded_text, random_qkv
 from tests.support.ranks import run_ranks
 
 OPTIONS = {"interval": 3, "window": 1, "rotate": True}
-SIZES = {"batched tiles": 1 << 22, "single tiles": 0}
+# By how the kernel is called: in batches of copied keys, tile by tile, or on strided views.
+KINDS = {
+    "batched tiles": (published(9, interval=4, window=1), 1 << 22),
+    "single tiles": (published(9, interval=4, window=1), 0),
+    "runs": (Pattern.of([[abs(f - g) < 2 for g in range(9)] for f in range(9)]), 0),
+}
 X, B = 5, 2
 
 
@@ -31,21 +37,24 @@ def texts():
 
 
 @pytest.mark.parametrize("text", texts().values(), ids=[*texts()])
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_no_graph_break_on_one_rank(size, text, backend, monkeypatch):
-    monkeypatch.setattr("lvsa.backends.sdpa.SMALL_TILE_WORK", {"cpu": SIZES[size]})
-    engine = LVSAttention(published(6, **OPTIONS), FrameGrid(6, 1, 4))
-    qkv = random_qkv(24, 0, B)
-    compiled = torch.compile(engine.__call__, fullgraph=True, backend=backend)
-    with torch.no_grad():
-        for engine.step in (0, 1):
-            torch.testing.assert_close(compiled(*qkv, text), engine(*qkv, text))
-    assert engine.received.calls == 4
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_graph_break_on_one_rank(kind, text, monkeypatch):
+    """Nor anything that the compiler cannot turn into pure functions."""
+    pattern, small = KINDS[kind]
+    monkeypatch.setitem(SMALL_TILE_WORK, "cpu", small)
+    engine = LVSAttention(pattern, FrameGrid(9, 1, 4))
+    layout = engine.exchange.plans[0].blocks[0].layout
+    assert layout.runs if kind == "runs" else [g for g in layout.groups if len(g.tiles) > 1]
+    qkv = random_qkv(36, 0, B)
+    compiled = torch.compile(engine.__call__, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*qkv, text), engine(*qkv, text))
+    assert engine.received.calls == 2
 
 
-def test_a_dense_pattern_is_one_graph():
-    engine = LVSAttention(dense(3), FrameGrid(3, 1, 4))
+@pytest.mark.parametrize("kernel", ["auto", "sdpa", "math"])
+def test_a_first_call_is_one_graph(kernel):
+    """Also where the kernel has to be chosen yet."""
+    engine = LVSAttention(dense(3), FrameGrid(3, 1, 4), backend=kernel)
     qkv = random_qkv(12, 0)
     compiled = torch.compile(engine.__call__, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*qkv), engine(*qkv))

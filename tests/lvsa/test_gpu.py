@@ -5,7 +5,8 @@ import torch
 
 import lvsa
 from lvsa.attention import LVSAttention, TextTokens
-from lvsa.backends.sdpa import SMALL_TILE_WORK, SDPABackend
+from lvsa.backends.sdpa import SDPABackend
+from lvsa.backends.tile_by_tile import SMALL_TILE_WORK
 from lvsa.keyframes import published
 from lvsa.shards import FrameGrid
 from tests.support.engines import expected, padded_text, random_qkv
