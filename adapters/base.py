@@ -251,18 +251,15 @@ class PipelineAdapter(ABC):
         transformer: nn.Module,
         world: int,
         *,
-        grid: FrameGrid,
         mesh: DeviceMesh,
         plan: ModelPlan | None = None,
     ) -> AppliedPlan | None:
         """Cuts a transformer's sequence among ``world`` ranks by its plan; None for one rank.
 
         Raises:
-            PlanError: where the plan does not fit the transformer.
+            PlanError: where the plan names what the transformer does not have.
         """
-        if world == 1:
-            return None
-        return apply_plan(transformer, plan or plan_for(transformer), mesh, grid)
+        return None if world == 1 else apply_plan(transformer, plan or plan_for(transformer), mesh)
 
     def patch_rotary_for_cp(self, rank: int, world: int) -> None:  # noqa: B027 - a hook
         """A place for models whose rotary embedding must be patched to know its rank.

@@ -1,30 +1,27 @@
-"""Puts a plan on a transformer through diffusers' hooks, after a trial on the meta device.
+"""Puts a plan on a transformer: hooks that cut tensors among ranks and gather them again.
 
-diffusers itself only warns about a tensor of an unexpected rank and leaves it whole, which then
-computes something else than asked for. So every plan is tried first: the real module tree runs
-once with meta tensors, and every split and gather is held against what it would really meet.
+The plan is in diffusers' types, and the hooks are PyTorch's. diffusers has hooks for such plans
+too, but they only warn of a tensor of an unexpected rank and leave it whole, which then computes
+something else than asked for; and they build process groups of their own, which cannot be done on
+some of the ranks alone. These work on any process group and refuse what they cannot cut.
 """
 
-import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers.hooks import apply_context_parallel
-from diffusers.hooks.context_parallel import remove_context_parallel
-from diffusers.models._modeling_parallel import (
-    ContextParallelConfig,
-    ContextParallelInput,
-    ContextParallelOutput,
-)
+from diffusers.models._modeling_parallel import ContextParallelOutput
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
+from torch.utils.hooks import RemovableHandle
 
+from lvsa.comm import all_gather, group_rank, group_size, wait
 from lvsa.cp_plans.base import ModelPlan
+from lvsa.cp_plans.trial import check_modules
 from lvsa.errors import PlanError
-from lvsa.shards import FrameGrid
 
 
 @dataclass
@@ -34,170 +31,136 @@ class AppliedPlan:
     transformer: nn.Module
     plan: ModelPlan
     world: int
-    _active: bool = field(default=True, repr=False)
+    _handles: list[RemovableHandle] = field(default_factory=list, repr=False)
 
     def remove(self) -> None:
         """Restores the transformer; a second call does nothing."""
-        if self._active:
-            remove_context_parallel(self.transformer, self.plan.plan)
-            self._active = False
+        while self._handles:
+            self._handles.pop().remove()
 
 
-def apply_plan(
-    transformer: nn.Module, plan: ModelPlan, mesh: DeviceMesh, grid: FrameGrid
-) -> AppliedPlan:
-    """Validates a plan and installs it.
+def apply_plan(transformer: nn.Module, plan: ModelPlan, mesh: DeviceMesh) -> AppliedPlan:
+    """Installs a plan. `lvsa.cp_plans.trial.validate_plan` says whether it fits a video's size.
 
     Args:
         transformer: a diffusers transformer, its weights loaded or not.
         plan: see `lvsa.cp_plans`.
         mesh: one-dimensional, over the ranks that the sequence is cut among.
-        grid: the token grid of the video.
 
     Raises:
-        PlanError: where the plan does not fit the transformer; nothing is installed then.
+        PlanError: for a module or an argument that the transformer does not have; nothing is
+            installed then.
     """
     if mesh.ndim != 1:
         raise PlanError(f"the mesh has {mesh.ndim} dimensions; a sequence is cut along exactly 1")
-    validate_plan(transformer, plan, grid)
-    config = ContextParallelConfig(ring_degree=mesh.size())
-    # The hooks only ask for the flattened mesh; `setup` would want one with two dimensions.
-    config._flattened_mesh = mesh
-    apply_context_parallel(transformer, config, plan.plan)
-    return AppliedPlan(transformer, plan, mesh.size())
-
-
-def validate_plan(transformer: nn.Module, plan: ModelPlan, grid: FrameGrid) -> None:
-    """Holds a plan against the real module tree and the real shapes, without arithmetic.
-
-    Raises:
-        PlanError: for an unknown module, argument or output, a tensor of another rank than
-            expected, or a dimension that does not divide; all problems in one message.
-    """
-    problems: list[str] = []
-    modules: dict[str, nn.Module] = {}
-    for path, entry in plan.plan.items():
-        try:
-            module = transformer.get_submodule(path)
-        except AttributeError:
-            near = difflib.get_close_matches(path, [n for n, _ in transformer.named_modules()], 3)
-            problems.append(
-                f"{path!r} is no module of {type(transformer).__name__}"
-                + (f"; near: {', '.join(near)}" if near else "")
-            )
-            continue
-        modules[path] = module
-        problems += [f"{path or 'the root'}: {p}" for p in _argument_problems(module, entry)]
-    if not problems:
-        seen = trial_run(transformer, modules, plan.inputs(transformer, grid))
-        for path, entry in plan.plan.items():
-            problems += [
-                f"{path or 'the root'}: {p}"
-                for p in _shape_problems(entry, *seen[path], tokens=grid.tokens)
+    check_modules(transformer, plan)
+    group = mesh.get_group()
+    applied = AppliedPlan(transformer, plan, mesh.size())
+    for path, entry in plan.splits.items():
+        module = transformer.get_submodule(path)
+        name = path or type(transformer).__name__
+        if isinstance(entry, Mapping):
+            hooks = SplitHooks(name, module, entry, group)
+            applied._handles += [
+                module.register_forward_pre_hook(hooks.before, with_kwargs=True),
+                module.register_forward_hook(hooks.after),
             ]
-    if problems:
-        raise PlanError(
-            f"context-parallel plan {plan.name!r} does not fit {type(transformer).__name__}:\n  "
-            + "\n  ".join(problems)
-        )
-
-
-def _argument_problems(module: nn.Module, entry: Any) -> Iterator[str]:
-    if not isinstance(entry, dict):
-        return
-    known = [*inspect.signature(type(module).forward).parameters][1:]
-    for key, split in entry.items():
-        if isinstance(key, str) and key not in known:
-            yield f"forward has no argument {key!r}; it has {', '.join(known)}"
-        if isinstance(key, int) and not getattr(split, "split_output", False):
-            yield f"output {key} is to be split, but split_output is not set"
-        if isinstance(key, str) and getattr(split, "split_output", False):
-            yield f"argument {key!r} is to be split, but split_output is set"
-
-
-def trial_run(
-    transformer: nn.Module, modules: dict[str, nn.Module], inputs: dict[str, Tensor | None]
-) -> dict[str, tuple[dict[str, Any], list[Any]]]:
-    """One forward on the meta device; named arguments and outputs of ``modules`` as they were."""
-    seen: dict[str, tuple[dict[str, Any], list[Any]]] = {}
-    handles = []
-    for path, module in modules.items():
-
-        def record(
-            module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path
-        ) -> None:
-            bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
-            outputs = list(output) if isinstance(output, tuple | list) else [output]
-            seen.setdefault(path, (dict(bound.arguments), outputs))
-
-        handles.append(module.register_forward_hook(record, with_kwargs=True))
-    # Only shapes count: one dtype, so that weights in half precision meet the float32 inputs.
-    state = {
-        name: tensor.to("meta", torch.float32 if tensor.is_floating_point() else tensor.dtype)
-        for named in (transformer.named_parameters, transformer.named_buffers)
-        for name, tensor in named()
-    }
-    try:
-        with torch.no_grad(), torch.device("meta"):
-            torch.func.functional_call(transformer, state, args=(), kwargs=dict(inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
-    missing = [path for path in modules if path not in seen]
-    if missing:
-        raise PlanError(
-            f"{', '.join(map(repr, missing))} did not run in a forward of "
-            f"{type(transformer).__name__}; a plan cannot split what is not called"
-        )
-    return seen
-
-
-def _shape_problems(
-    entry: Any, arguments: dict[str, Any], outputs: list[Any], *, tokens: int
-) -> Iterator[str]:
-    if not isinstance(entry, dict):
-        gathers = entry if isinstance(entry, list | tuple) else [entry]
-        for i, (gather, output) in enumerate(zip(gathers, outputs, strict=False)):
-            if isinstance(gather, ContextParallelOutput):
-                yield from _tensor_problems(
-                    f"output {i}", output, gather.gather_dim, gather, tokens
-                )
-        if len(gathers) != len(outputs):
-            yield f"{len(gathers)} gathers for {len(outputs)} outputs"
-        return
-    for key, split in entry.items():
-        if isinstance(key, int):
-            if key >= len(outputs):
-                yield f"output {key} does not exist; there are {len(outputs)}"
-                continue
-            value, name = outputs[key], f"output {key}"
         else:
-            value, name = arguments.get(key), f"argument {key!r}"
-        pairs = [(split, value)]
+            gathers = entry if isinstance(entry, list | tuple) else [entry]
+            applied._handles.append(
+                module.register_forward_hook(GatherHook(name, list(gathers), group))
+            )
+    return applied
+
+
+class SplitHooks:
+    """Cuts arguments and outputs of one module to this rank's part.
+
+    Args:
+        name: path of the module, for messages.
+        module: the module.
+        entry: argument names, and indices of outputs, with the dimension that each is cut along.
+        group: the ranks that the sequence is cut among.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, entry: Mapping[Any, Any], group: dist.ProcessGroup
+    ) -> None:
+        self.name, self.rank, self.world = name, group_rank(group), group_size(group)
+        self.arguments = {key: split for key, split in entry.items() if isinstance(key, str)}
+        self.outputs = {key: split for key, split in entry.items() if isinstance(key, int)}
+        parameters = [*inspect.signature(type(module).forward).parameters][1:]
+        self.positions = {key: parameters.index(key) for key in self.arguments}
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments with this rank's part of those that are cut."""
+        args, kwargs = list(args), dict(kwargs)
+        for key, split in self.arguments.items():
+            position = self.positions[key]
+            if key in kwargs:
+                kwargs[key] = self._cut(f"argument {key!r}", kwargs[key], split)
+            elif position < len(args):
+                args[position] = self._cut(f"argument {key!r}", args[position], split)
+        return tuple(args), kwargs
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The output with this rank's part of what is cut of it."""
+        if not self.outputs:
+            return None
+        if isinstance(output, Tensor):
+            return self._cut("the output", output, self.outputs[0])
+        parts = list(output)
+        for index, split in self.outputs.items():
+            parts[index] = self._cut(f"output {index}", parts[index], split)
+        return tuple(parts)
+
+    def _cut(self, what: str, value: Any, split: Any) -> Any:
+        """This rank's part of a tensor, or of each in a list of them."""
+        if value is None:
+            return None
         if isinstance(split, list | tuple):
-            if not isinstance(value, list | tuple) or len(value) != len(split):
-                held = len(value) if isinstance(value, list | tuple) else type(value).__name__
-                yield f"{name} takes a list of {len(split)} tensors for its splits, got {held}"
-                continue
-            pairs = list(zip(split, value, strict=True))
-        for one, tensor in pairs:
-            if isinstance(one, ContextParallelInput):
-                yield from _tensor_problems(name, tensor, one.split_dim, one, tokens)
+            return [self._cut(what, x, one) for x, one in zip(value, split, strict=True)]
+        dim, dims = split.split_dim, split.expected_dims
+        shape = tuple(value.shape)
+        if dims is not None and value.dim() != dims:
+            raise PlanError(
+                f"{self.name}: {what} has {value.dim()} dimensions {shape}; the plan expects {dims}"
+            )
+        length, rest = divmod(shape[dim], self.world)
+        if rest:
+            raise PlanError(
+                f"{self.name}: {what} {shape} has {shape[dim]} entries in dimension {dim}, which "
+                f"do not divide by {self.world} ranks"
+            )
+        return value.narrow(dim, self.rank * length, length)
 
 
-def _tensor_problems(name: str, value: Any, dim: int, spec: Any, tokens: int) -> Iterator[str]:
-    if not isinstance(value, Tensor):
-        yield f"{name} is {type(value).__name__}, not a tensor"
-        return
-    shape = tuple(value.shape)
-    if spec.expected_dims is not None and value.dim() != spec.expected_dims:
-        yield (
-            f"{name} has {value.dim()} dimensions {shape}; the plan expects {spec.expected_dims}"
-        )
-    elif not -value.dim() <= dim < value.dim():
-        yield f"{name} {shape} has no dimension {dim}"
-    elif shape[dim] != tokens:
-        yield (
-            f"{name} {shape} has {shape[dim]} entries in dimension {dim}; the video has {tokens} "
-            "tokens"
-        )
+class GatherHook:
+    """Puts the ranks' parts of a module's outputs together again, on every rank.
+
+    Args:
+        name: path of the module, for messages.
+        gathers: for each output the dimension that it was cut along; None leaves it.
+        group: the ranks that the sequence is cut among.
+    """
+
+    def __init__(
+        self, name: str, gathers: list[ContextParallelOutput | None], group: dist.ProcessGroup
+    ) -> None:
+        self.name, self.gathers, self.group = name, gathers, group
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The whole output from this rank's part."""
+        if isinstance(output, Tensor):
+            return self._whole(output, self.gathers[0])
+        pairs = zip(output, self.gathers, strict=True)
+        return tuple(self._whole(part, gather) for part, gather in pairs)
+
+    def _whole(self, part: Tensor, gather: ContextParallelOutput | None) -> Tensor:
+        if gather is None:
+            return part
+        mine = part.contiguous()
+        everyone = mine.new_empty((group_size(self.group), *mine.shape))
+        work = all_gather(everyone.flatten(0, 1), mine, self.group, async_op=True)
+        wait(work, f"all-gather of the output of {self.name}", self.group)
+        return torch.cat(everyone.unbind(), dim=gather.gather_dim)

@@ -22,14 +22,14 @@ class ModelPlan:
     """The plan of one model, and inputs to try it on.
 
     Args:
-        name: of the model family.
-        plan: module path → splits or gather, in diffusers' types.
+        name: name of the model family.
+        splits: module path → splits or gather, in diffusers' types.
         inputs: forward arguments of the transformer for a video of the given token grid. They are
             made on the meta device: only their shapes count, and no arithmetic is done.
     """
 
     name: str
-    plan: dict[str, ContextParallelModelPlan]
+    splits: dict[str, ContextParallelModelPlan]
     inputs: Callable[[nn.Module, FrameGrid], Inputs]
 
 

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2, and SkyReels-V2, whose transformer has the same parts.
+"""Wan 2.1 and 2.2, and SkyReels-V2, whose transformer has the same parts: diffusers' own plan.
 
 Rope outputs and the blocks' hidden states are cut, proj_out gathers. Text and image embeddings are
 not cut: cross-attention is local to every rank.
@@ -7,11 +7,8 @@ not cut: cross-attention is local to every rank.
 from typing import Any
 
 import torch
-from diffusers.models._modeling_parallel import (
-    ContextParallelInput,
-    ContextParallelModelPlan,
-    ContextParallelOutput,
-)
+from diffusers.models._modeling_parallel import ContextParallelModelPlan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 from lvsa.cp_plans.base import Inputs, ModelPlan, latents_shape, zeros
 from lvsa.shards import FrameGrid
@@ -19,18 +16,10 @@ from lvsa.shards import FrameGrid
 TEXT_TOKENS = 512
 IMAGE_TOKENS = 257
 
+# The root's entry cuts the timesteps, of which only TI2V-5B has one for every token.
+PER_TOKEN_SPLITS: dict[str, ContextParallelModelPlan] = WanTransformer3DModel._cp_plan
 SPLITS: dict[str, ContextParallelModelPlan] = {
-    "rope": {
-        0: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
-        1: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
-    },
-    "blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
-    "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
-}
-# Wan 2.2 TI2V-5B gives every token a timestep of its own: they are cut like the tokens.
-PER_TOKEN_SPLITS: dict[str, ContextParallelModelPlan] = {
-    **SPLITS,
-    "": {"timestep": ContextParallelInput(split_dim=1, expected_dims=2)},
+    path: entry for path, entry in PER_TOKEN_SPLITS.items() if path
 }
 
 

@@ -44,7 +44,6 @@ def run(config: GenerateConfig, runtime: "Runtime") -> Any:
     """
     # torch, diffusers and transformers come with these: seconds, for arguments that hold.
     from lvsa.adapters.install.enable import enable
-    from lvsa.adapters.install.replication import Replication
     from lvsa.comm import check_agreement
     from lvsa.launch.encoder import check_encoder, write_video
     from lvsa.launch.inputs import call_arguments
@@ -86,7 +85,6 @@ def run(config: GenerateConfig, runtime: "Runtime") -> Any:
     seconds.lap("loading")
 
     steps = StepTimer(runtime.device)
-    replication = Replication(pipe, job.adapter.replicated_methods, runtime.group, runtime.device)
     lvsa = enable(
         pipe,
         num_frames=job.request.num_frames,
@@ -103,7 +101,6 @@ def run(config: GenerateConfig, runtime: "Runtime") -> Any:
         session.clock.listeners.append(steps)
         # The first rank decodes; the others are done when the last step is.
         video = pipe(**call_arguments(job.request, job.adapter, pipe, runtime.first)).frames
-    replication.remove()
     seconds.lap("generation")
     runtime.share(rank_facts(session, steps, runtime))
     if stem is not None:

@@ -8,8 +8,8 @@ import torch
 
 from lvsa.adapters import adapter_for
 from lvsa.adapters.base import ModelAdapter
-from lvsa.adapters.install.enable import make_pattern
-from lvsa.adapters.install.riflex import check_riflex
+from lvsa.adapters.install.grids import make_pattern
+from lvsa.adapters.install.rope_patch import check_riflex
 from lvsa.backends import get_backend
 from lvsa.errors import BackendUnavailable
 from lvsa.launch.config import GenerateConfig, ProcessesConfig
@@ -128,7 +128,7 @@ def make_job(
     )
     if config.attention.riflex:
         ratio = config.attention.riflex_ratio
-        check_riflex(adapter.transformers(skeleton), grid.frames, job.horizon, ratio)
+        check_riflex(adapter.transformers(skeleton), job.horizon, ratio)
     if not config.output.dry_run:
         # A dry run tells what would divide; anything else cannot go on.
         _ = job.shards

@@ -66,8 +66,8 @@ class LVSAttention:
     """Attention of a video's tokens, cut among the ranks of a group, by a pattern.
 
     Args:
-        pattern: which latent frames attend which.
-        grid: the token grid of the whole video.
+        pattern: which latent frames attend which; None until `configure` says it.
+        grid: the token grid of the whole video; None until then too.
         group: process group that the sequence is cut among; None for one process.
         exchange: name of the KV exchange, see `lvsa.exchange`; no effect on one rank.
         backend: name of the attention kernel, or one built by hand.
@@ -78,10 +78,13 @@ class LVSAttention:
         RankMismatch: where the ranks hold different patterns, grids, exchanges or backends.
     """
 
+    pattern: Pattern
+    grid: FrameGrid
+
     def __init__(
         self,
-        pattern: Pattern,
-        grid: FrameGrid,
+        pattern: Pattern | None = None,
+        grid: FrameGrid | None = None,
         *,
         group: dist.ProcessGroup | None = None,
         exchange: str = "needed",
@@ -92,7 +95,7 @@ class LVSAttention:
         check_agreement(
             {
                 "grid": grid,
-                "pattern": pattern.identity,
+                "pattern": None if pattern is None else pattern.identity,
                 "exchange": exchange,
                 "backend": backend if isinstance(backend, str) else backend.name,
             },
@@ -104,7 +107,8 @@ class LVSAttention:
         self.backend = get_backend(backend, device) if isinstance(backend, str) else backend
         self.exchange_type = get_exchange(exchange)
         self._exchanges: OrderedDict[tuple[Pattern, FrameGrid], Exchange[Any]] = OrderedDict()
-        self.configure(pattern, grid)
+        if pattern is not None and grid is not None:
+            self.configure(pattern, grid)
         self.step = 0
         self.received = Received()
 
@@ -181,6 +185,10 @@ class LVSAttention:
         return state.out_BLHD.to(q_BLHD.dtype), finished
 
     def _check(self, q: Tensor, k: Tensor, v: Tensor, text: TextTokens | None) -> None:
+        if not hasattr(self, "shards"):
+            raise SequenceError(
+                "LVSA's attention was called before it was given a pattern and a grid"
+            )
         L = self.local_tokens
         inputs = (q, k, v) if text is None else (q, k, v, *text[:3])
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):

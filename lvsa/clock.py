@@ -9,6 +9,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from lvsa.errors import LVSAError
+from lvsa.wrapping import Undo, wrap_method
+
 
 class StepClock:
     """Counts the denoising steps of one pipeline.
@@ -22,35 +25,33 @@ class StepClock:
         self.step = 0
         self.generations = 0
         self.listeners = [on_step]
+        self.guards: list[Callable[[], None]] = []
+        """Called before the scheduler is; an error of theirs stops the generation there."""
         self._scheduler: Any = None
+        self._attachments = 0
+        self._undo: list[Undo] = []
 
     def attach(self, scheduler: Any) -> None:
         """Follows this scheduler, and no other any more.
 
         A scheduler that was swapped in between two generations is attached at the first forward
         of the next one: its timesteps are set by then and no step has been taken, so 0 is right.
+
+        Raises:
+            LVSAError: where another clock follows the scheduler.
         """
         if scheduler is self._scheduler:
             return
+        if follower_of(scheduler) is not None:
+            raise LVSAError(
+                f"this {type(scheduler).__name__} is followed by another LVSA session; remove that "
+                "one first, or give each pipeline a scheduler of its own"
+            )
         self.detach()
         self._scheduler = scheduler
-        set_timesteps, step = scheduler.set_timesteps, scheduler.step
-
-        # Pipelines read the signature to learn what a scheduler takes: it must stay to be seen.
-        @functools.wraps(set_timesteps)
-        def counted_set_timesteps(*args: Any, **kwargs: Any) -> Any:
-            result = set_timesteps(*args, **kwargs)
-            self.restart()
-            return result
-
-        @functools.wraps(step)
-        def counted_step(*args: Any, **kwargs: Any) -> Any:
-            result = step(*args, **kwargs)
-            self._move_to(self.step + 1)
-            return result
-
-        # On the instance: other pipelines that use the class keep theirs untouched.
-        scheduler.set_timesteps, scheduler.step = counted_set_timesteps, counted_step
+        self._attachments += 1
+        for name, moved in (("set_timesteps", self.restart), ("step", self._advance)):
+            self._undo.append(wrap_method(scheduler, name, self._counted(scheduler, name, moved)))
         self.restart()
 
     def restart(self) -> None:
@@ -59,12 +60,39 @@ class StepClock:
         self._move_to(0)
 
     def detach(self) -> None:
-        """Gives the scheduler its own methods back."""
-        if self._scheduler is not None:
-            del self._scheduler.set_timesteps, self._scheduler.step
-            self._scheduler = None
+        """Gives the scheduler its own methods back; a second call does nothing."""
+        self._scheduler = None
+        while self._undo:
+            self._undo.pop()()
+
+    def _counted(self, scheduler: Any, name: str, moved: Callable[[], None]) -> Callable[..., Any]:
+        method, attachment = getattr(scheduler, name), self._attachments
+
+        # Pipelines read the signature to learn what a scheduler takes: it must stay to be seen.
+        @functools.wraps(method)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            # Left behind under somebody else's wrapper it counts no more.
+            if self._scheduler is not scheduler or self._attachments != attachment:
+                return method(*args, **kwargs)
+            for guard in self.guards:
+                guard()
+            result = method(*args, **kwargs)
+            moved()
+            return result
+
+        counted.follower = self  # type: ignore[attr-defined]
+        return counted
+
+    def _advance(self) -> None:
+        self._move_to(self.step + 1)
 
     def _move_to(self, step: int) -> None:
         self.step = step
         for listener in self.listeners:
             listener(step)
+
+
+def follower_of(scheduler: Any) -> StepClock | None:
+    """The clock that follows a scheduler."""
+    clock = getattr(vars(scheduler).get("step"), "follower", None)
+    return clock if isinstance(clock, StepClock) and clock._scheduler is scheduler else None

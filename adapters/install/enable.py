@@ -1,76 +1,38 @@
 """LVSA on a diffusers pipeline in one call, with a process group or without."""
 
-import logging
-from dataclasses import dataclass, field, replace
-from types import TracebackType
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch import distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lvsa.adapters import adapter_for, get_adapter
 from lvsa.adapters.base import ModelAdapter
-from lvsa.adapters.install.riflex import RIFLExPatch, apply_riflex
+from lvsa.adapters.install.grids import RIFLExOptions, VideoGrids
+from lvsa.adapters.install.replication import Replication
+from lvsa.adapters.install.session import LVSASession
+from lvsa.adapters.install.watch import Watch
 from lvsa.attention import LVSAttention
 from lvsa.backends import Backend
-from lvsa.clock import StepClock
-from lvsa.comm import check_agreement, check_replicated
-from lvsa.cp_plans.apply import AppliedPlan
+from lvsa.comm import check_agreement, check_weights
+from lvsa.cp_plans import ModelPlan
+from lvsa.cp_plans.trial import meta_twin
 from lvsa.errors import LVSAError
 from lvsa.pattern import Pattern
 from lvsa.processor import LVSAProcessor
 from lvsa.settings import LVSASettings
-from lvsa.shards import FrameGrid
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class LVSASession:
-    """LVSA at work on a pipeline. Leaving its context, or `remove`, restores the pipeline."""
-
-    adapter: ModelAdapter
-    attention: LVSAttention
-    clock: StepClock
-    blocks: int
-    plans: list[AppliedPlan] = field(default_factory=list)
-    riflex: RIFLExPatch | None = None
-    _originals: list[tuple[Any, Any]] = field(default_factory=list)
-    _handles: list[Any] = field(default_factory=list)
-
-    def remove(self) -> None:
-        """Gives the pipeline its own processors, forward methods and scheduler back."""
-        for module, processor in self._originals:
-            module.set_processor(processor)
-        for plan in self.plans:
-            plan.remove()
-        for handle in self._handles:
-            handle.remove()
-        self.clock.detach()
-        if self.riflex is not None:
-            self.riflex.remove()
-        self._originals, self.plans, self._handles = [], [], []
-
-    def __enter__(self) -> "LVSASession":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.remove()
+__all__ = ["LVSASession", "default_mesh", "enable"]
 
 
 def enable(
     pipe: Any,
     *,
-    num_frames: int,
-    height: int,
-    width: int,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
     settings: LVSASettings | None = None,
     pattern: Pattern | None = None,
     exchange: str = "needed",
@@ -79,12 +41,15 @@ def enable(
     adapter: str | ModelAdapter | None = None,
     riflex: bool = False,
     riflex_ratio: float | None = None,
+    replicate: bool = True,
 ) -> LVSASession:
-    """Installs LVSA on a pipeline for videos of one size and length.
+    """Installs LVSA on a pipeline.
 
     Args:
         pipe: a diffusers pipeline of a family that an adapter serves.
-        num_frames, height, width: of the videos, in frames and pixels; pass the pipeline the same.
+        num_frames, height, width: frames and pixels of the videos, all three or none. With them
+            everything is checked here, and a call for another size is refused. Without, each call
+            may have its own length and size, which are read off it.
         settings: window and keyframes; the defaults without it.
         pattern: a pattern of your own in place of ``settings``, in latent frames.
         exchange: how keys and values travel: all_gather, ring or needed.
@@ -96,19 +61,39 @@ def enable(
             `lvsa.riflex`; Wan and HunyuanVideo 1.5.
         riflex_ratio: the length that RIFLEx prepares for, as a multiple of the training length;
             that of the video without it.
+        replicate: whether one rank draws noise and encodes inputs for all. Without it, every rank
+            must come to the same bits by itself, which is checked.
 
     Returns:
         A session; use it as a context manager or call its `remove`.
 
     Raises:
         LVSAError (a ValueError): for a size or length off the model's grid, a sequence that does
-            not divide among the ranks, a plan that does not fit, settings that differ among ranks,
-            RIFLEx on a model that it does not know.
+            not divide among the ranks, a plan that does not fit, settings or weights that differ
+            among ranks, RIFLEx on a model that it does not know, or a pipeline that has a session.
     """
-    if adapter is None:
-        adapter = adapter_for(type(pipe))
-    elif isinstance(adapter, str):
-        adapter = get_adapter(adapter)
+    mesh = mesh or default_mesh(pipe)
+    group = None if mesh is None else mesh.get_group()
+    # Before anything that a rank might refuse alone, while the others wait for it.
+    check_agreement(
+        {
+            "num_frames": num_frames,
+            "height": height,
+            "width": width,
+            "settings": settings,
+            "pattern": None if pattern is None else pattern.identity,
+            "adapter": adapter if adapter is None or isinstance(adapter, str) else type(adapter),
+            "riflex": riflex,
+            "riflex_ratio": riflex_ratio,
+            "replicate": replicate,
+        },
+        group,
+        what="arguments of enable",
+    )
+    sizes = {"num_frames": num_frames, "height": height, "width": width}
+    missing = [name for name, given in sizes.items() if given is None]
+    if 0 < len(missing) < len(sizes):
+        raise LVSAError(f"{' and '.join(missing)} missing: give all of {', '.join(sizes)} or none")
     if pattern is not None and settings is not None:
         raise LVSAError("give either settings or a pattern, not both")
     if riflex_ratio is not None and not riflex:
@@ -116,97 +101,75 @@ def enable(
             f"riflex_ratio is {riflex_ratio}, but RIFLEx is off; give riflex=True as well, or no "
             "ratio"
         )
-    grid = adapter.grid(num_frames, height, width, pipe)
-    if pattern is None:
-        pattern = make_pattern(adapter, pipe, grid, settings or LVSASettings())
-    mesh = mesh or default_mesh(pipe)
-    group = None if mesh is None else mesh.get_group()
-    attention = LVSAttention(
-        pattern, grid, group=group, exchange=exchange, backend=backend, device=device_of(pipe)
-    )
-    check_agreement({"riflex": riflex, "riflex_ratio": riflex_ratio}, group, what="RIFLEx settings")
+    if not isinstance(adapter, ModelAdapter):
+        adapter = get_adapter(adapter) if adapter else adapter_for(type(pipe))
     transformers = adapter.transformers(pipe)
-    session = LVSASession(adapter, attention, StepClock(lambda s: setattr(attention, "step", s)), 0)
+    check_weights(transformers, group)
+    device = device_of(pipe)
+    attention = LVSAttention(group=group, exchange=exchange, backend=backend, device=device)
+    session = LVSASession(adapter, attention, transformers)
     try:
-        if riflex:
-            horizon = adapter.training_horizon(pipe)
-            session.riflex = apply_riflex(transformers, grid.frames, horizon, riflex_ratio)
-        for transformer in transformers.values():
-            session._originals += [
-                (module, module.processor) for _, module in adapter.attention_modules(transformer)
-            ]
-            if mesh is not None:
-                applied = adapter.setup_context_parallel(
-                    transformer,
-                    attention.world,
-                    grid=grid,
-                    mesh=mesh,
-                    plan=adapter.model_plan(pipe, transformer),
-                )
-                session.plans += [applied] if applied else []
-            session._handles.append(_watch(pipe, transformer, session))
-        adapter.patch_rotary_for_cp(attention.rank, attention.world)
-        session.blocks = adapter.install_processor(pipe, LVSAProcessor(adapter, attention))
+        session.hold(pipe)
+        grids = VideoGrids(
+            pipe,
+            session,
+            pattern=pattern or settings or LVSASettings(),
+            # Copied while nothing is installed on the transformers yet.
+            plans=_plans(pipe, session),
+            riflex=RIFLExOptions(riflex_ratio) if riflex else None,
+        )
+        session.undo_later(grids.remove_riflex)
+        if num_frames is not None and height is not None and width is not None:
+            grids.pin(adapter.grid(num_frames, height, width, pipe))
+        _install(pipe, session, mesh)
+        Watch(pipe, session, grids)
+        if replicate:
+            methods = adapter.replicated_methods
+            session.undo_later(Replication(pipe, methods, group, device).remove)
     except BaseException:
         session.remove()
         raise
     return session
 
 
-def make_pattern(
-    adapter: ModelAdapter, pipe: Any, grid: FrameGrid, settings: LVSASettings
-) -> Pattern:
-    """The pattern that settings make for one pipeline; its conditioning frames are anchors."""
-    implied = adapter.condition_frames(pipe, grid.frames)
-    anchors = tuple(sorted({*settings.condition_latent_frames, *implied}))
-    settings = replace(settings, condition_latent_frames=anchors)
-    return settings.pattern(
-        grid.frames, adapter.temporal_factor(pipe), adapter.training_horizon(pipe)
-    )
+def _plans(pipe: Any, session: LVSASession) -> list[tuple[nn.Module, ModelPlan]]:
+    """Weightless copies of the transformers that are cut, to try plans on, and the plans."""
+    if session.attention.world == 1:
+        return []
+    return [
+        (meta_twin(transformer), session.adapter.model_plan(pipe, transformer))
+        for transformer in session.transformers.values()
+    ]
+
+
+def _install(pipe: Any, session: LVSASession, mesh: DeviceMesh | None) -> None:
+    """Processors on the attention modules, plans on the transformers."""
+    adapter, attention = session.adapter, session.attention
+    for transformer in session.transformers.values():
+        for _, module in adapter.attention_modules(transformer):
+            session.undo_later(partial(module.set_processor, module.processor))
+        if mesh is not None:
+            plan = adapter.model_plan(pipe, transformer)
+            applied = adapter.setup_context_parallel(
+                transformer, attention.world, mesh=mesh, plan=plan
+            )
+            if applied is not None:
+                session.undo_later(applied.remove)
+    adapter.patch_rotary_for_cp(attention.rank, attention.world)
+    session.blocks = adapter.install_processor(pipe, LVSAProcessor(adapter, attention))
 
 
 def default_mesh(pipe: Any) -> DeviceMesh | None:
     """All ranks of the default process group in one dimension; None where there is none."""
     if not dist.is_initialized():
         return None
-    return init_device_mesh(device_of(pipe).type, (dist.get_world_size(),), mesh_dim_names=("cp",))
+    world = dist.get_world_size()
+    return init_device_mesh(device_of(pipe).type, (world,), mesh_dim_names=("frames",))
 
 
 def device_of(pipe: Any) -> torch.device:
-    """Where a pipeline's transformers run; the CPU for one that does not say."""
-    return torch.device(getattr(pipe, "device", "cpu"))
-
-
-def _check_processors(session: LVSASession, transformer: nn.Module) -> None:
-    """LVSA must still be where it was put: another processor would run dense, and in silence.
-
-    One of the user's own may stand in its place if it holds this session's engine.
-    """
-    for path, attention in session.adapter.attention_modules(transformer):
-        if not any(held is session.attention for held in vars(attention.processor).values()):
-            raise LVSAError(
-                f"{path} has a {type(attention.processor).__name__} in place of LVSA's: processors "
-                "were set, or projections fused, after LVSA was enabled. Do that first"
-            )
-
-
-def _watch(pipe: Any, transformer: nn.Module, session: LVSASession) -> Any:
-    """Follows the pipeline's scheduler, and holds the ranks' inputs against one another.
-
-    Once a generation, before anything is cut: ranks that drew different noise, or encoded the
-    prompt to different bits, would each denoise its part of another video.
-    """
-    checked = -1
-
-    def before_forward(module: nn.Module, args: Any, kwargs: Any) -> None:
-        nonlocal checked
-        session.clock.attach(pipe.scheduler)
-        if checked != session.clock.generations:
-            checked = session.clock.generations
-            _check_processors(session, module)
-            given = {**{f"argument {i}": x for i, x in enumerate(args)}, **kwargs}
-            tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
-            check_replicated(tensors, session.attention.group)
-
-    session.clock.attach(pipe.scheduler)
-    return transformer.register_forward_pre_hook(before_forward, with_kwargs=True)
+    """Where a pipeline's transformers run, whatever offloading keeps elsewhere meanwhile."""
+    for name in ("_execution_device", "device"):
+        if (device := getattr(pipe, name, None)) is not None:
+            return torch.device(device)
+    return torch.device("cpu")

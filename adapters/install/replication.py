@@ -5,7 +5,9 @@ text encoder may return other bits on another device. Here the pipeline's own me
 first rank of the group, and all ranks go on with what it got.
 """
 
+import functools
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from lvsa.comm import group_rank, group_size
+from lvsa.wrapping import wrap_method
 
 
 class _Slot(NamedTuple):
@@ -24,7 +27,7 @@ class _Slot(NamedTuple):
 
 
 class Replication:
-    """Methods of a pipeline that run on one rank for all. `remove` gives the pipeline its own back.
+    """Methods of a pipeline that run on one rank for all, until `remove`.
 
     Args:
         pipe: a diffusers pipeline, the same on every rank.
@@ -42,24 +45,26 @@ class Replication:
     ) -> None:
         self.pipe, self.group, self.device = pipe, group, torch.device(device)
         self.methods: list[str] = []
-        self._busy = False
+        self._busy = self._removed = False
+        self._undo = ExitStack()
         if group_size(group) == 1:
             return
         for name in methods:
             if hasattr(pipe, name):
-                # On the instance: the class and other pipelines of it stay as they are.
-                object.__setattr__(pipe, name, self._replicated(getattr(pipe, name)))
+                wrapper = self._replicated(getattr(pipe, name))
+                self._undo.callback(wrap_method(pipe, name, wrapper))
                 self.methods.append(name)
 
     def remove(self) -> None:
-        """Gives the pipeline its own methods back."""
-        for name in self.methods:
-            object.__delattr__(self.pipe, name)
-        self.methods = []
+        """Gives the pipeline its own methods back; a second call does nothing."""
+        self._removed = True
+        self._undo.close()
 
     def _replicated(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        # Pipelines and users read signatures: they must stay to be seen.
+        @functools.wraps(method)
         def on_first_rank(*args: Any, **kwargs: Any) -> Any:
-            if self._busy:
+            if self._busy or self._removed:
                 # Called by another replicated method: that one's result is what travels.
                 return method(*args, **kwargs)
             result = None

@@ -14,7 +14,7 @@ from lvsa.adapters.install.replication import Replication
 from lvsa.backends import get_backend
 from lvsa.backends.base import Backend
 from lvsa.cp_plans import plan_for
-from lvsa.cp_plans.apply import validate_plan
+from lvsa.cp_plans.trial import validate_plan
 from lvsa.errors import DivisibilityError, GridError, LVSAError, RankMismatch, SequenceError
 from tests.support import oracle
 from tests.support.ranks import run_ranks

@@ -15,7 +15,7 @@ from lvsa.adapters import adapter_for
 from lvsa.adapters.checkpoints.hunyuan15 import HORIZON, HUNYUAN15
 from lvsa.adapters.hunyuan15 import HunyuanVideo15Adapter
 from lvsa.cp_plans import plan_for
-from lvsa.cp_plans.apply import validate_plan
+from lvsa.cp_plans.trial import validate_plan
 from lvsa.errors import LVSAError, PlanError, SequenceError
 from lvsa.processor import LVSAProcessor
 from lvsa.rope import apply_rotary_3d_cos_sin

@@ -10,7 +10,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import nn
 
 import lvsa
-from lvsa.adapters.install.riflex import apply_riflex
+from lvsa.adapters.install.rope_patch import apply_riflex
 from lvsa.errors import LVSAError, RankMismatch
 from lvsa.riflex import adjusted_frequencies, intrinsic_index, periods, temporal_frequencies
 from tests.support.ranks import run_ranks

@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 import lvsa
 from lvsa.adapters import PIPELINES, adapter_for, get_adapter
 from lvsa.cp_plans import get_plan, plan_for
-from lvsa.cp_plans.apply import validate_plan
+from lvsa.cp_plans.trial import validate_plan
 from lvsa.errors import LVSAError, PlanError, SequenceError
 from lvsa.processor import LVSAProcessor
 from lvsa.shards import FrameGrid

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,9 @@ from torch import Tensor, nn
 
 from lvsa.errors import LVSAError
 from lvsa.riflex import adjusted_frequencies, intrinsic_index, periods, temporal_frequencies
+from lvsa.wrapping import Undo
 
 logger = logging.getLogger(__name__)
-
-Undo = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -116,23 +116,28 @@ class RIFLExPatch:
     """Latent frames that the lowered frequency is made for."""
     components: dict[str, Component] = field(default_factory=dict)
     """What changed, by attribute name of the transformer."""
-    _undo: list[Undo] = field(default_factory=list, repr=False)
+    _undo: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def remove(self) -> None:
         """Restores every module bit for bit; a second call does nothing."""
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
 
 
 def check_riflex(
-    transformers: Mapping[str, nn.Module], frames: int, horizon: int, ratio: float | None
+    transformers: Mapping[str, nn.Module], horizon: int, ratio: float | None
 ) -> dict[str, tuple[Any, TemporalRope]]:
-    """Rotary modules that RIFLEx would change, and their kinds; arguments and errors as
-    `apply_riflex`."""
+    """Rotary modules that RIFLEx would change, and their kinds.
+
+    Args:
+        transformers, horizon, ratio: as for `apply_riflex`.
+
+    Raises:
+        LVSAError: see `apply_riflex`.
+    """
     if ratio is not None and not (ratio > 0 and math.isfinite(ratio)):
         raise LVSAError(
             f"riflex_ratio is {ratio}; it must be a positive number, the video's length as a "
-            f"multiple of the training length: {frames / horizon:g} for {frames} latent frames"
+            f"multiple of the training length: 2 for {2 * horizon} latent frames"
         )
     return {name: _rope_of(name, transformer) for name, transformer in transformers.items()}
 
@@ -154,7 +159,7 @@ def apply_riflex(
         LVSAError: for a ratio that is not a positive number, a transformer without a rotary
             module that RIFLEx knows, or one that is patched already.
     """
-    ropes = check_riflex(transformers, frames, horizon, ratio)
+    ropes = check_riflex(transformers, horizon, ratio)
     patch = RIFLExPatch(frames if ratio is None else ratio * horizon)
     if patch.test_frames <= horizon:
         logger.warning(
@@ -169,7 +174,9 @@ def apply_riflex(
         if component.new == component.old:
             continue
         patch.components[name] = component
-        patch._undo.append(_marked(rope, kind.patch(rope, component)))
+        patch._undo.callback(kind.patch(rope, component))
+        rope._riflex = True
+        patch._undo.callback(delattr, rope, "_riflex")
     if patch.components:
         for name, component in patch.components.items():
             before, after = periods(torch.tensor([component.old, component.new])).tolist()
@@ -197,13 +204,3 @@ def _rope_of(name: str, transformer: nn.Module) -> tuple[Any, TemporalRope]:
     if getattr(rope, "_riflex", False):
         raise LVSAError(f"RIFLEx is at work on {name} already; remove it before it is set up anew")
     return rope, kind
-
-
-def _marked(rope: Any, undo: Undo) -> Undo:
-    rope._riflex = True
-
-    def undo_and_unmark() -> None:
-        undo()
-        del rope._riflex
-
-    return undo_and_unmark
