@@ -82,7 +82,7 @@ def enable(
             "width": width,
             "settings": settings,
             "pattern": None if pattern is None else pattern.identity,
-            "adapter": adapter if adapter is None or isinstance(adapter, str) else type(adapter),
+            "adapter": adapter if isinstance(adapter, str | None) else type(adapter).__qualname__,
             "riflex": riflex,
             "riflex_ratio": riflex_ratio,
             "replicate": replicate,

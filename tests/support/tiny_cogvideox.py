@@ -16,6 +16,7 @@ from diffusers import (
 from PIL import Image
 from transformers import T5Config, T5EncoderModel
 
+import lvsa
 from tests.support.tiny import byte_tokenizer
 
 TEXT_TOKENS = 16
@@ -100,6 +101,39 @@ def load_cogvideox(kind: str, folder: str | Path):
     pipe = KINDS[kind][0].from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+SIZE = {"height": 32, "width": 96}  # 2 × 6 tokens a frame
+# Twice the horizon. 25 frames of 12 tokens among 2, 3 and 4 ranks: every cut falls in a frame, as
+# it does for 21 frames (161 video frames of 1.5) among 2 and 4 ranks.
+FIRST, SECOND, SECOND_V2V = 97, 161, 160
+LONG = {kind: SECOND if kind.startswith("1.5") else FIRST for kind in KINDS}
+LONG["1.5-v2v"] = SECOND_V2V
+
+
+def generate(pipe, kind, num_frames, *, seed=0, guidance=3.0, steps=3, size=None, **others):
+    """Latents of a video of this many frames."""
+    pipe.set_progress_bar_config(disable=True)
+    size = size or SIZE
+    given = {
+        "prompt": "a red circle",
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "output_type": "latent",
+        "generator": torch.Generator().manual_seed(seed),
+        "max_sequence_length": TEXT_TOKENS,
+        **size,
+        **source(kind, num_frames, **size),
+        **others,
+    }
+    return pipe(**given).frames
+
+
+def enabled(pipe, num_frames, *, size=None, settings=None, rotate=True, **others):
+    """LVSA with the family's defaults, keyframes rotating."""
+    if settings is None:
+        settings = lvsa.LVSASettings(rotate_keyframes=rotate)
+    return lvsa.enable(pipe, num_frames=num_frames, **(size or SIZE), settings=settings, **others)
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:

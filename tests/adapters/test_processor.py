@@ -1,4 +1,4 @@
-"""The optional part of an adapter: one processor on every attention module, cross-attention too.
+"""The processor: what it refuses to drop, and the optional part of an adapter, cross-attention.
 
 Wan's cross-attention serves as the example: text, and text with image embeddings before it.
 """
@@ -63,11 +63,20 @@ def test_equals_the_models_own(adapter, image):
 
 
 @torch.no_grad()
-def test_a_mask_is_refused():
+def test_masks_are_not_dropped():
     attn, hidden, encoder = module_and_inputs(image=False)
     install(attn, TextAdapter())
-    with refuses(LVSAError, "LVSAProcessor"):
-        attn(hidden, encoder, torch.ones(2, encoder.shape[1], dtype=torch.bool))
+    for encoder_states, words in ((encoder, "in cross-attention"), (None, "over video tokens")):
+        with refuses(LVSAError, "LVSAProcessor", words):
+            attn(hidden, encoder_states, torch.ones(2, TEXT_TOKENS, dtype=torch.bool))
+
+
+@torch.no_grad()
+def test_arguments_that_are_not_known_are_not_dropped():
+    attn, hidden, _ = module_and_inputs(image=False)
+    install(attn, TextAdapter())
+    with refuses(TypeError, "LVSAProcessor", "dropout"):
+        attn.processor(attn, hidden, dropout=0.5)
 
 
 @torch.no_grad()
