@@ -130,7 +130,9 @@ def test_conditioning_frames_are_anchors(kind):
 
 
 def test_the_users_condition_frames_join_the_implied_ones():
-    settings = lvsa.LVSASettings(n_first_frames=0, key_frame_interval=16, condition_frames=(7,))
+    settings = lvsa.LVSASettings(
+        n_first_frames=0, key_frame_interval=16, condition_latent_frames=(7,)
+    )
     with enable(KINDS["wan-2.1-i2v"](), "wan-2.1-i2v", settings=settings) as session:
         assert session.attention.pattern.fixed_anchors == (0, 7)
 
@@ -176,7 +178,7 @@ def vace_with_reference(rank, world):
     """Each reference image stands before the video as one more latent frame."""
     pipe = wan_vace()
     settings = lvsa.LVSASettings(
-        window_size=4, n_first_frames=0, key_frame_interval=16, condition_frames=(0,)
+        window_size=4, n_first_frames=0, key_frame_interval=16, condition_latent_frames=(0,)
     )
     frames = {"num_frames": FRAMES - 4}
     given = {**inputs("wan-vace", FRAMES - 4, **size("wan-vace")), **frames}

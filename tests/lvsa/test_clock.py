@@ -1,5 +1,6 @@
 """The clock reads denoising steps off real schedulers."""
 
+import functools
 import inspect
 
 import pytest
@@ -11,6 +12,8 @@ from diffusers import (
 )
 
 from lvsa.clock import StepClock
+from lvsa.errors import LVSAError
+from tests.support.errors import refuses
 
 SCHEDULERS = {
     "flow match Euler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -123,3 +126,67 @@ def test_a_scheduler_that_was_swapped_in_is_followed():
     denoise(first, clock, 2)
     assert clock.step == 0
     assert denoise(second, clock, 3, passes=1)[0] == [0, 1, 2]
+
+
+# Others on the same scheduler
+
+
+def wrapped_by_others(scheduler):
+    """What another library may do to a scheduler that it was given."""
+    step = scheduler.step
+
+    @functools.wraps(step)
+    def watched_step(*args, **kwargs):
+        return step(*args, **kwargs)
+
+    scheduler.step = watched_step
+    return scheduler
+
+
+def test_a_second_clock_is_refused_and_takes_nothing_away():
+    scheduler = SCHEDULERS["UniPC"]()
+    first, second = StepClock(lambda step: None), StepClock(lambda step: None)
+    first.attach(scheduler)
+    with refuses(LVSAError, "UniPCMultistepScheduler"):
+        second.attach(scheduler)
+    second.detach()
+    assert denoise(scheduler, first, 3, passes=1)[0] == [0, 1, 2]
+    with refuses(LVSAError, "UniPCMultistepScheduler"):
+        second.attach(wrapped_by_others(scheduler))
+    first.detach()
+    second.attach(scheduler)
+    assert denoise(scheduler, second, 3, passes=1)[0] == [0, 1, 2]
+
+
+def test_a_clock_under_anothers_wrapper_counts_until_it_is_detached():
+    moves = []
+    clock = StepClock(moves.append)
+    scheduler = SCHEDULERS["DDIM"]()
+    clock.attach(scheduler)
+    theirs = wrapped_by_others(scheduler).step
+    assert denoise(scheduler, clock, 2, passes=1)[0] == [0, 1]
+    clock.detach()
+    assert scheduler.step is theirs, "which is not ours to take away"
+    moves.clear()
+    denoise(scheduler, None, 2)
+    assert moves == []
+    clock.attach(scheduler)
+    assert denoise(scheduler, clock, 2, passes=1)[0] == [0, 1], "counted once, not twice"
+
+
+def test_guards_stop_the_scheduler_before_it_moves():
+    clock = StepClock(lambda step: None)
+    scheduler = SCHEDULERS["DDIM"]()
+    clock.attach(scheduler)
+    denoise(scheduler, clock, 2)
+    timesteps, generations = scheduler.timesteps, clock.generations
+    clock.guards.append(lambda: 1 / 0)
+    sample = torch.zeros(1)
+    for call in (
+        lambda: scheduler.set_timesteps(5),
+        lambda: scheduler.step(sample, scheduler.timesteps[0], sample),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            call()
+    assert torch.equal(scheduler.timesteps, timesteps)
+    assert (clock.step, clock.generations) == (2, generations)
