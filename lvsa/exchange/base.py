@@ -1,9 +1,9 @@
 """What an exchange is: a plan, solved once for every offset, and a runtime that follows it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Self, TypeVar, overload
 
 import numpy as np
 import torch
@@ -63,12 +63,44 @@ class ExchangePlan:
 
 Plan = TypeVar("Plan", bound=ExchangePlan)
 
+MOST_CELLS = 10**9
+"""Cells of a pattern, over all offsets, up to which plans are made ahead: about 1000 latent frames
+at every offset. The plans of longer videos would take gigabytes."""
+
+
+class PlansWhenNeeded(Sequence[Plan]):
+    """The plans of a very long video: each made in the first layer of a step, the last one kept.
+
+    Args:
+        n_offsets: how many there are.
+        make: offset → plan.
+    """
+
+    def __init__(self, n_offsets: int, make: Callable[[int], Plan]) -> None:
+        self.n_offsets, self.make = n_offsets, make
+        self._last: tuple[int, Plan] | None = None
+
+    def __len__(self) -> int:
+        return self.n_offsets
+
+    @overload
+    def __getitem__(self, offset: int) -> Plan: ...
+    @overload
+    def __getitem__(self, offset: slice) -> Sequence[Plan]: ...
+    def __getitem__(self, offset: int | slice) -> Plan | Sequence[Plan]:
+        if isinstance(offset, slice):
+            return [self[o] for o in range(*offset.indices(len(self)))]
+        if self._last is None or self._last[0] != offset:
+            self._last = None  # or two of them would stand side by side
+            self._last = offset, self.make(range(self.n_offsets)[offset])
+        return self._last[1]
+
 
 class Exchange(ABC, Generic[Plan]):
     """A way for keys and values to come to the rank that attends them.
 
-    Plans for all offsets are made when an exchange is built, none later. On one rank nothing
-    travels, whichever exchange it is.
+    Plans for all offsets are made when an exchange is built, none later; those of very long videos
+    when a step begins (`MOST_CELLS`). On one rank nothing travels, whichever exchange it is.
 
     Args:
         shards: the cut of the sequence.
@@ -89,9 +121,12 @@ class Exchange(ABC, Generic[Plan]):
         device: torch.device | str = "cpu",
     ) -> None:
         self.shards, self.rank, self.group = shards, rank, group
-        self.plans: list[Plan] = [
-            self.plan(shards, matrix, rank).to(device) for matrix in pattern.attended
-        ]
+        plans = PlansWhenNeeded(
+            pattern.n_offsets,
+            lambda offset: self.plan(shards, pattern.attended[offset], rank).to(device),
+        )
+        few = pattern.n_offsets * pattern.frames**2 <= MOST_CELLS
+        self.plans: Sequence[Plan] = list(plans) if few else plans
         self.received_bytes = 0
         """Bytes that arrived from other ranks since this exchange was built."""
 
