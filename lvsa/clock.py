@@ -27,6 +27,8 @@ class StepClock:
         self.listeners = [on_step]
         self.guards: list[Callable[[], None]] = []
         """Called before the scheduler is; an error of theirs stops the generation there."""
+        self.results: list[Callable[[int, Any], None]] = []
+        """Called with a step that has run and the latents that the scheduler made of it."""
         self._scheduler: Any = None
         self._attachments = 0
         self._undo: list[Undo] = []
@@ -77,6 +79,9 @@ class StepClock:
             for guard in self.guards:
                 guard()
             result = method(*args, **kwargs)
+            if name == "step":
+                for listener in self.results:
+                    listener(self.step, result[0])
             moved()
             return result
 

@@ -13,6 +13,7 @@ from lvsa.adapters.install.rope_patch import RIFLExPatch
 from lvsa.attention import LVSAttention
 from lvsa.clock import StepClock
 from lvsa.errors import LVSAError
+from lvsa.finite import FiniteCheck
 from lvsa.wrapping import Undo
 
 # Pipelines and transformers that have a session.
@@ -35,6 +36,8 @@ class LVSASession:
     ) -> None:
         self.adapter, self.attention, self.transformers = adapter, attention, transformers
         self.clock = StepClock(self._set_step)
+        self.finite = FiniteCheck()
+        """Holds the latents of every step against infinity and not-a-number."""
         self.blocks = 0
         """Attention modules that LVSA was installed on."""
         self.riflex: RIFLExPatch | None = None

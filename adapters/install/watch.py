@@ -32,6 +32,9 @@ class Watch:
         session.undo_later(session.clock.detach)
         session.clock.attach(pipe.scheduler)
         session.clock.guards.append(self.check_transformers)
+        session.clock.results.append(self.check_latents)
+        # The result of the last step may still be on its way from the device.
+        session.undo_later(session.finite.finish)
         for transformer in session.transformers.values():
             hook = ForwardHook(self, transformer)
             handle = transformer.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
@@ -54,6 +57,17 @@ class Watch:
                     f"{name} of {type(self.pipe).__name__} was exchanged after LVSA was enabled, "
                     "and would run without it. Exchange, wrap or compile it first, then enable LVSA"
                 )
+
+    def check_latents(self, step: int, latents: Any) -> None:
+        """Stops where denoising has left the numbers, without waiting for the device.
+
+        Raises:
+            NonFiniteError: naming the step and the dtype.
+        """
+        if step == 0:
+            self.session.finite.forget()
+        if isinstance(latents, Tensor):
+            self.session.finite.check(f"the latents after denoising step {step}", latents)
 
     def _guarded(self, progress_bar: Any) -> Any:
         @functools.wraps(progress_bar)
