@@ -194,7 +194,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> AttentionState:
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention(
         *_heads_first(*_padded(8, q, k, v)), scale=scale
     )[:2]
-    return AttentionState(out.transpose(1, 2)[..., : q.shape[-1]], lse[..., : q.shape[1]])
+    return AttentionState(out.transpose(1, 2)[..., : q.shape[-1]], lse)
 
 
 def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> AttentionState:
