@@ -2,7 +2,9 @@
 
 import inspect
 import math
+import tomllib
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +29,7 @@ from tests.support.kernels import check, dense, draw_qkv, draw_tensor
 from tests.support.layouts import layout_mask, layouts
 from tests.support.oracle import relative_error
 
+ROOT = Path(__file__).parents[2]
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
@@ -306,6 +309,13 @@ def test_versions_that_do_not_are_named(nvidia, version):
     nvidia(version)
     with refuses(BackendUnavailable, version, "0.6.18", "0.8", "lvsa-launcher[flashinfer]"):
         get_backend("flashinfer", "cuda")
+
+
+def test_the_extra_asks_for_the_same_versions():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (wanted,) = project["optional-dependencies"]["flashinfer"]
+    since, before = (".".join(map(str, version)) for version in (module.SINCE, module.BEFORE))
+    assert wanted == f"flashinfer-python>={since},<{before}"
 
 
 def test_without_flashinfer_the_extra_is_named(monkeypatch):
