@@ -70,7 +70,7 @@ class LVSAttention:
         grid: the token grid of the whole video; None until then too.
         group: process group that the sequence is cut among; None for one process.
         exchange: name of the KV exchange, see `lvsa.exchange`; no effect on one rank.
-        backend: name of the attention kernel, or one built by hand.
+        backend: name of the attention kernel, see `lvsa.backends`, or one built by hand.
         device: where the tensors will be.
 
     Raises:
@@ -88,7 +88,7 @@ class LVSAttention:
         *,
         group: dist.ProcessGroup | None = None,
         exchange: str = "needed",
-        backend: str | Backend = "sdpa",
+        backend: str | Backend = "auto",
         device: torch.device | str = "cpu",
     ) -> None:
         # Before anything that a rank might refuse alone, while the others wait for it.

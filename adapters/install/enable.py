@@ -36,7 +36,7 @@ def enable(
     settings: LVSASettings | None = None,
     pattern: Pattern | None = None,
     exchange: str = "needed",
-    backend: str | Backend = "sdpa",
+    backend: str | Backend = "auto",
     mesh: DeviceMesh | None = None,
     adapter: str | ModelAdapter | None = None,
     riflex: bool = False,
@@ -53,7 +53,7 @@ def enable(
         settings: window and keyframes; the defaults without it.
         pattern: a pattern of your own in place of ``settings``, in latent frames.
         exchange: how keys and values travel: all_gather, ring or needed.
-        backend: the attention kernel.
+        backend: the attention kernel, by name or built by hand; auto picks it by device and dtype.
         mesh: one-dimensional mesh of the ranks that share a video. Without it: all ranks of the
             default process group if there is one, else this process alone.
         adapter: name or instance; found from the pipeline's class without it.

@@ -40,15 +40,11 @@ class Backend(ABC):
             )
 
     def check(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-        """What will run for such tensors, in a line for the log.
+        """What runs for such tensors and why, in a line for the log and the record.
 
         Raises:
             BackendUnavailable: where nothing would.
         """
-        return self.name
-
-    def describe(self) -> str:
-        """The backend and the kernels that have run, for the record of a generation."""
         return self.name
 
     @abstractmethod

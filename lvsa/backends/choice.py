@@ -1,7 +1,8 @@
 """The automatic backend: a rule of device, dtype, head dimension and what is installed."""
 
 import logging
-from contextlib import suppress
+from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple, Self
 
@@ -25,6 +26,18 @@ class Choice(NamedTuple):
     reason: str
 
 
+def candidates(device: torch.device) -> list[str]:
+    """Backends that the rule may name on a device, whatever the tensors."""
+    names = ["math"]
+    if device.type in ("cpu", "cuda"):
+        names.append("sdpa")
+    if device.type == "npu" and find_spec("torch_npu"):
+        names.append("npu")
+    if _triton_runs(Device.of(device)):
+        names.append("triton")
+    return names
+
+
 def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choice:
     """The backend that runs such tensors best, as far as is known.
 
@@ -36,7 +49,7 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> C
     4. ``math``.
     """
     facts = Device.of(device)
-    if _triton_fits(facts, dtype, head_dim):
+    if _triton_runs(facts) and dtype in _TRITON_DTYPES and head_dim <= 256:
         return Choice("triton", f"one launch for each block of keys on {facts}")
     if device.type == "npu" and find_spec("torch_npu") and dtype in _NPU_DTYPES:
         return Choice("npu", "torch_npu's fused attention")
@@ -47,43 +60,52 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> C
     return Choice("sdpa", f"PyTorch's {kernel} kernel on {facts}: {reason}")
 
 
-CANDIDATES = ("triton", "npu", "sdpa", "math")
-"""Backends that the rule may name."""
-
 _NPU_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _triton_fits(facts: Device, dtype: torch.dtype, head_dim: int) -> bool:
+def _triton_runs(facts: Device) -> bool:
     return (
         "triton" in BACKENDS
         and facts.capability is not None
         and facts.capability >= (8, 0)
-        and dtype in _TRITON_DTYPES
-        and head_dim <= 256
         and find_spec("triton") is not None
     )
 
 
+@torch.compiler.assume_constant_result
+def _name(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    return _chosen(device, dtype, head_dim).name
+
+
+@cache
+def _chosen(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choice:
+    """The rule for a device of this machine; says so once."""
+    choice = choose_backend(device, dtype, head_dim)
+    logger.info("backend for %s with D = %d: %s, %s", dtype, head_dim, *choice)
+    return choice
+
+
 class AutoBackend(Backend):
-    """The backend that `choose_backend` names for the tensors that arrive."""
+    """The backend that `choose_backend` names for the tensors that arrive.
+
+    Args:
+        backends: those that it may name, by name.
+    """
 
     name = "auto"
 
-    def __init__(self) -> None:
-        self._names: dict[tuple[torch.device, torch.dtype, int], str] = {}
-        self._backends: dict[str, Backend] = {}
+    def __init__(self, backends: Mapping[str, Backend]) -> None:
+        self.backends = backends
 
     @classmethod
     def on(cls, device: torch.device, kernel: str | None = None) -> Self:
         cls.refuse(kernel)
-        auto = cls()
-        # All that may be chosen there, now: a graph of torch.compile would end at an import.
-        for name in CANDIDATES:
-            if name in BACKENDS:
-                with suppress(BackendUnavailable):
-                    auto._backends[name] = get_backend(name, device)
-        return auto
+        return cls({name: get_backend(name, device) for name in candidates(device)})
+
+    def check(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+        name, reason = choose_backend(device, dtype, head_dim)
+        return f"auto: {name}, {reason}"
 
     def attend(
         self,
@@ -109,27 +131,5 @@ class AutoBackend(Backend):
     ) -> AttentionState:
         return self._for(q_BLHD).attend_all(q_BLHD, k_BCHD, v_BCHD, scale, state, more)
 
-    def check(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-        return f"auto: {': '.join(choose_backend(device, dtype, head_dim))}"
-
-    def describe(self) -> str:
-        names = sorted({self._backends[name].describe() for name in self._names.values()})
-        return f"{self.name}: {', '.join(names)}" if names else self.name
-
     def _for(self, q_BLHD: Tensor) -> Backend:
-        key = q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1]
-        if key not in self._names:
-            name = _choose(*key)
-            if name not in self._backends:
-                self._backends[name] = get_backend(name, q_BLHD.device)
-            self._names[key] = name
-        return self._backends[self._names[key]]
-
-
-@torch.compiler.assume_constant_result  # a graph would end at look-ups and messages
-def _choose(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    choice = choose_backend(device, dtype, head_dim)
-    logger.info(
-        "backend %s for %s, %s, D = %d: %s", choice.name, device, dtype, head_dim, choice.reason
-    )
-    return choice.name
+        return self.backends[_name(q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1])]

@@ -78,9 +78,12 @@ class FlashInferBackend(Backend):
         return cls(_library(), torch.cuda.get_device_capability(device), kernel)
 
     def check(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-        # On whole pages; layouts that are not say so when they come.
-        kernel = choose_kernel(self.capability, dtype, head_dim, MOST_TOKENS_A_PAGE, self.kernel)
-        return f"{self.name} {self.library.__version__}: kernel {', '.join(kernel)}"
+        # For whole pages; it may be another for layouts that come in smaller ones.
+        kernel, reason = choose_kernel(
+            self.capability, dtype, head_dim, MOST_TOKENS_A_PAGE, self.kernel
+        )
+        ran = f"; so far {', '.join(sorted(self._kernels))}" if self._kernels else ""
+        return f"{self.name} {self.library.__version__}: {kernel}, {reason}{ran}"
 
     def attend(
         self,
@@ -108,10 +111,6 @@ class FlashInferBackend(Backend):
     ) -> AttentionState:
         layout = _full_layout(q_BLHD.shape[1], k_BCHD.shape[1])
         return self.attend(q_BLHD, k_BCHD, v_BCHD, layout, scale, state, more)
-
-    def describe(self) -> str:
-        kernels = f" ({', '.join(sorted(self._kernels))})" if self._kernels else ""
-        return f"{self.name} {self.library.__version__}{kernels}"
 
     def _plan(self, q: Tensor, layout: BlockLayout, scale: float | None) -> "_Plan":
         key = id(layout), q.device, q.dtype, q.shape[2:], scale

@@ -6,6 +6,7 @@ asked for by name: ``sdpa:flash``, ``sdpa:cudnn``, ``sdpa:efficient``, or ``sdpa
 """
 
 import logging
+from functools import cache
 from typing import NamedTuple, Self
 
 import torch
@@ -77,7 +78,6 @@ class SDPABackend(TileBackend):
         if kernel is not None and kernel not in KERNELS:
             raise LVSAError(f"backend 'sdpa' has no kernel {kernel!r}; known: {', '.join(KERNELS)}")
         self.kernel = kernel
-        self._chosen: dict[tuple[torch.device, torch.dtype, int], str] = {}
         if kernel in FLASH_IMPLEMENTATIONS:
             _activate(kernel)
 
@@ -92,24 +92,24 @@ class SDPABackend(TileBackend):
 
     def check(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
         name, reason = choose_kernel(Device.of(device), dtype, head_dim, self.kernel)
-        return f"{self.name}: kernel {name}, {reason}"
+        return f"{self.name}: {name}, {reason}"
 
     def kernel_for(self, q_BLHD: Tensor) -> Kernel:
-        key = q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1]
-        if key not in self._chosen:
-            self._chosen[key] = _choose(*key, self.kernel)
-        return _KERNELS[self._chosen[key]]
-
-    def describe(self) -> str:
-        names = sorted({*self._chosen.values()})
-        return f"{self.name} ({', '.join(names)})" if names else self.name
+        name = _kernel_name(q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1], self.kernel)
+        return _KERNELS[name]
 
 
-@torch.compiler.assume_constant_result  # a graph would end at look-ups and messages
-def _choose(device: torch.device, dtype: torch.dtype, head_dim: int, asked: str | None) -> str:
+@torch.compiler.assume_constant_result
+def _kernel_name(device: torch.device, dtype: torch.dtype, head_dim: int, asked: str | None) -> str:
+    return _chosen(device, dtype, head_dim, asked)
+
+
+@cache
+def _chosen(device: torch.device, dtype: torch.dtype, head_dim: int, asked: str | None) -> str:
+    """The rule for a device of this machine; says so once."""
     facts = Device.of(device)
     name, reason = choose_kernel(facts, dtype, head_dim, asked)
-    logger.info("sdpa on %s, %s, D = %d: kernel %s, %s", facts, dtype, head_dim, name, reason)
+    logger.info("sdpa for %s with D = %d on %s: %s, %s", dtype, head_dim, facts, name, reason)
     return name
 
 

@@ -72,15 +72,18 @@ def test_sdpa_runs_on_cpu_and_cuda(device):
 
 def test_on_the_cpu_auto_has_the_bits_of_sdpa(caplog):
     auto = get_backend("auto")
-    assert auto.describe() == "auto"
+    module._chosen.cache_clear()
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
         q, k, v = draw_qkv(2, 4, 4, 0, dtype)
         with caplog.at_level(logging.INFO):
             got = auto.attend(q, k, v, LAYOUT)
+            auto.attend(q, k, v, LAYOUT)
         for a, b in zip(got, get_backend("sdpa").attend(q, k, v, LAYOUT), strict=True):
             assert torch.equal(a, b)
-    assert auto.describe() == "auto: sdpa (cpu)"
-    assert "sdpa for cpu" in caplog.text
+    assert auto.check(CPU, torch.bfloat16, 8).startswith("auto: sdpa")
+    said = [record for record in caplog.records if record.name == module.__name__]
+    assert len(said) == 4, "once for each dtype"
+    assert all("sdpa" in record.getMessage() for record in said)
 
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
