@@ -67,8 +67,8 @@ class FiniteCheck:
             if not bool(first.finite):
                 self._pending.clear()
                 raise NonFiniteError(
-                    f"{first.what} ({str(first.dtype).removeprefix('torch.')}) holds infinity or "
-                    "not-a-number, so the video would be black or noise. In half precision values "
-                    "overflow: try --dtype bfloat16 or float32; otherwise look at the weights and "
-                    "the guidance scale"
+                    f"infinity or not-a-number in {first.what} "
+                    f"({str(first.dtype).removeprefix('torch.')}): the video would be black or "
+                    "noise. In half precision values overflow: try --dtype bfloat16 or float32; "
+                    "otherwise look at the weights and the guidance scale"
                 )
