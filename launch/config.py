@@ -130,7 +130,7 @@ class ProcessesConfig:
     """How keys and values travel: only the needed frames, in a ring, or all of them to all."""
     timeout: Annotated[float, Range(0.001, 30 * 24 * 3600)] = 1800.0
     """How long a rank waits for the others in a collective, seconds."""
-    ranks: Annotated[int | None, Range(1, 16_384)] = None
+    ranks: Annotated[int | None, Range(1, 4_096)] = None
     """Ranks to plan for, with --dry-run. Default: as many as were started."""
 
 

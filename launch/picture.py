@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # Light to strong: nothing, window, keyframe, fixed anchor.
 COLORS = ["#f4f4f2", "#9ecae1", "#e6862d", "#7a3b8f"]
+MOST_PIXELS = 1000
+MOST_BORDERS = 64
 NAMES = ["not attended", "local window", "keyframe of this step", "first or conditioning frame"]
 
 
@@ -36,13 +38,13 @@ def draw_pattern(
     shown = min(steps, 24) if pattern.n_offsets > 1 else 1
     figure = Figure(figsize=(13, 7), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.1, 1])
-    kinds = np.zeros((T, T), dtype=np.int64)
+    kinds = np.zeros((T, T), dtype=np.uint8)
     kinds[pattern.attended[0]] = 1
     kinds[:, pattern.anchors[0]] = 2
     kinds[:, list(pattern.fixed_anchors)] = 3
     _matrix(left, kinds, f"step 0: density {pattern.attended[0].mean():.2f}")
     left.set_ylabel("query frame (latent)")
-    rows = np.zeros((shown, T), dtype=np.int64)
+    rows = np.zeros((shown, T), dtype=np.uint8)
     for step in range(shown):
         rows[step, pattern.anchors[pattern.offset(step)]] = 2
     rows[:, list(pattern.fixed_anchors)] = 3
@@ -52,6 +54,8 @@ def draw_pattern(
     right.set_yticks(range(0, shown, max(1, shown // 12)) if moving else [])
     for axes in (left, right):
         axes.set_xlabel("key frame (latent)")
+    # More borders than that are a surface.
+    world = world if world <= MOST_BORDERS else 1
     for rank in range(1, world):
         border = rank * T / world - 0.5
         left.axhline(border, color="#c1272d", linewidth=1, linestyle="--")
@@ -81,14 +85,22 @@ def draw_pattern(
 
 
 def _matrix(axes: "Axes", kinds: np.ndarray, title: str) -> None:
+    """Draws kinds ``[rows, columns]`` of frames, the strongest one of those that share a pixel."""
     from matplotlib.colors import ListedColormap
 
+    rows, columns = kinds.shape
+    tall, wide = -(-rows // MOST_PIXELS), -(-columns // MOST_PIXELS)
+    padded = np.pad(kinds, ((0, -rows % tall), (0, -columns % wide)))
+    blocks = padded.reshape(len(padded) // tall, tall, -1, wide)
     axes.imshow(
-        kinds,
+        blocks.max((1, 3)),
         cmap=ListedColormap(COLORS),
         vmin=0,
         vmax=len(COLORS) - 1,
         aspect="auto",
         interpolation="nearest",
+        extent=(-0.5, padded.shape[1] - 0.5, len(padded) - 0.5, -0.5),
     )
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5)
     axes.set_title(title)

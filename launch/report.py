@@ -48,11 +48,13 @@ def received_bytes(job: Job, shards: Shards) -> dict[str, list[float]]:
 
     A pipeline that runs both passes as one batch receives twice as much per call.
     """
-    one = token_bytes(1, job.heads, job.head_dim, job.dtype)
-    return {
-        name: (exchange.received_tokens_by_offset(shards, job.pattern).mean(0) * one).tolist()
-        for name, exchange in EXCHANGES.items()
-    }
+    received = {name: np.zeros(shards.world) for name in EXCHANGES}
+    # All exchanges for one matrix after the other: of a long video no two of them are held at once.
+    for matrix in job.pattern.attended:
+        for name, exchange in EXCHANGES.items():
+            received[name] += exchange.received_tokens(shards, matrix)
+    one = token_bytes(1, job.heads, job.head_dim, job.dtype) / job.pattern.n_offsets
+    return {name: (tokens * one).tolist() for name, tokens in received.items()}
 
 
 def tell(job: Job, stem: Path) -> None:
