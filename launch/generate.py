@@ -49,13 +49,15 @@ def run(config: GenerateConfig, runtime: "Runtime") -> Any:
     from lvsa.launch.inputs import call_arguments
     from lvsa.launch.job import make_job
     from lvsa.launch.meter import StepTimer, Stopwatch
-    from lvsa.launch.output import output_stem, write_record
+    from lvsa.launch.output import output_stem, versions, write_record
     from lvsa.launch.prompts import telling_truncation
+    from lvsa.launch.provenance import Later, provenance
     from lvsa.launch.record import make_record, rank_facts
     from lvsa.launch.report import tell
     from lvsa.launch.weights import load_pipeline
 
     check_agreement(config.as_dict(), runtime.group)
+    check_agreement(versions(), runtime.group, what="versions of packages")
     # One rank reads images and videos, which may be large, and only on its node.
     planned = runtime.on_first(lambda: make_job(config, runtime.world, runtime.device))
     request = runtime.from_first(None if planned is None else planned.request)
@@ -83,6 +85,7 @@ def run(config: GenerateConfig, runtime: "Runtime") -> Any:
     pipe.to(runtime.device)
     pipe.set_progress_bar_config(disable=not runtime.first, desc="denoising", unit="step")
     seconds.lap("loading")
+    origins = Later(lambda: provenance(job)) if runtime.first else None
 
     steps = StepTimer(runtime.device)
     lvsa = enable(
@@ -103,13 +106,11 @@ def run(config: GenerateConfig, runtime: "Runtime") -> Any:
         video = pipe(**call_arguments(job.request, job.adapter, pipe, runtime.first)).frames
     seconds.lap("generation")
     runtime.share(rank_facts(session, steps, runtime))
-    if stem is not None:
+    if stem is not None and origins is not None:
         write_video(stem.with_name(f"{stem.name}.mp4"), video[0], job.request.fps)
         seconds.lap("writing")
-        write_record(
-            stem.with_name(f"{stem.name}.json"),
-            make_record(job, session, runtime.collect(), seconds.laps, runtime.device),
-        )
+        record = make_record(job, session, runtime.collect(), seconds.laps, origins.result())
+        write_record(stem.with_name(f"{stem.name}.json"), record)
         logger.info("wrote %s.mp4 and its record %s.json", stem, stem.name)
     return video
 

@@ -103,7 +103,7 @@ def signals_raise() -> Iterator[None]:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """A JSON file beside the video."""
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

@@ -3,12 +3,11 @@
 from statistics import median
 from typing import Any
 
-import torch
-
 from lvsa.adapters.install.enable import LVSASession
 from lvsa.launch.job import Job
 from lvsa.launch.meter import StepTimer, peak_memory_bytes
 from lvsa.launch.output import versions
+from lvsa.launch.provenance import hardware
 from lvsa.launch.report import attention_flops, pattern_facts, received_bytes
 from lvsa.launch.runtime import Runtime
 
@@ -18,6 +17,7 @@ def rank_facts(session: LVSASession, steps: StepTimer, runtime: Runtime) -> dict
     received = session.attention.received
     return {
         "rank": runtime.rank,
+        **hardware(runtime.device),
         "seconds_per_step": [round(s, 4) for s in steps.seconds()],
         "peak_memory_bytes": peak_memory_bytes(runtime.device),
         "attention_calls": received.calls,
@@ -31,18 +31,20 @@ def make_record(
     session: LVSASession,
     ranks: list[dict[str, Any]],
     seconds: dict[str, float],
-    device: torch.device,
+    origins: dict[str, Any],
 ) -> dict[str, Any]:
     """The record of a finished generation.
 
     Args:
         ranks: `rank_facts` of all ranks.
         seconds: parts of the job by name, as the first rank took them.
+        origins: code, weights and inputs, from `provenance`.
     """
     request, grid = job.request, job.grid
     sparse, dense = attention_flops(job)
     return {
-        "config": job.config.as_dict(),
+        # Of a hub model the commit that was loaded, which a branch may have left since.
+        "config": {**job.config.as_dict(), "revision": job.source.revision},
         "model": {
             "pipeline": job.source.pipeline_class,
             "adapter": job.adapter.name,
@@ -76,6 +78,6 @@ def make_record(
         "peak_memory_bytes": max(rank["peak_memory_bytes"] for rank in ranks),
         "kv_bytes_received": sum(rank["kv_bytes_received"] for rank in ranks),
         "ranks": ranks,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        **origins,
         "versions": versions(),
     }

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from lvsa.errors import RankMismatch
 from lvsa.launch import job
+from lvsa.launch.provenance import code_version, folder_digests
 from tests.support.errors import refuses
 from tests.support.launched import launched, python, torchrun
 from tests.support.ranks import run_ranks
@@ -53,6 +55,11 @@ def test_torchrun_writes_a_video_and_its_record(model, tmp_path):
     assert record["seconds_per_step_median"] > 0
     assert record["peak_memory_bytes"] > 0
     assert {"torch", "diffusers", "python", "lvsa"} <= set(record["versions"])
+    # What the same video needs again.
+    assert {rank["threads"] for rank in record["ranks"]} == {1}
+    assert all(rank["device"] == "cpu" and rank["host"] for rank in record["ranks"])
+    assert record["weights"] == {"sha256": folder_digests(Path(model))}
+    assert record["code"] == code_version() and record["inputs"] == {}
     # The record is enough to do it again.
     again = python(["--config", str(tmp_path / "clip.json"), "--output-name", "again"])
     assert again.returncode == 0, again.stderr
