@@ -11,8 +11,9 @@ from lvsa.adapters.base import QKV, ModelAdapter, is_pipeline, modules_named, sp
 from lvsa.adapters.checkpoints import KnownModel
 from lvsa.adapters.checkpoints.wan import HORIZON, TI2V_HORIZON, WAN
 from lvsa.cp_plans import ModelPlan, get_plan, plan_for
-from lvsa.errors import LVSAError
+from lvsa.errors import GridError, LVSAError
 from lvsa.rope import apply_rotary_1d
+from lvsa.shards import FrameGrid
 
 TI2V_SPATIAL_FACTOR = 16
 
@@ -44,6 +45,28 @@ class WanAdapter(ModelAdapter):
         if self.known_model(pipe) is None and self.spatial_factor(pipe) == TI2V_SPATIAL_FACTOR:
             return TI2V_HORIZON
         return super().training_horizon(pipe)
+
+    def token_grid(self, frames: int, rows: int, columns: int, pipe: Any) -> FrameGrid:
+        """A grid of tokens within the model's rotary tables, one of which serves each axis.
+
+        Raises:
+            GridError: for more latent frames, rows or columns than a table has positions; names
+                the largest number of video frames or pixels.
+        """
+        grid = super().token_grid(frames, rows, columns, pipe)
+        configs: list[Any] = [t.config for t in self.transformers(pipe).values()]
+        most = min(int(config.rope_max_seq_len) for config in configs)
+        for given, what, largest in (
+            (frames, "latent frames", f"{grid.video_frames(most)} video frames"),
+            (rows, "rows of tokens", f"a height of {most * grid.pixels_per_row} pixels"),
+            (columns, "columns of tokens", f"a width of {most * grid.pixels_per_column} pixels"),
+        ):
+            if given > most:
+                raise GridError(
+                    f"{given} {what} are more than the {most} that this model has rotary positions "
+                    f"for; the largest that works: {largest}"
+                )
+        return grid
 
     def condition_frames(self, pipe: Any, latent_frames: int) -> tuple[int, ...]:
         """The first frame of an image-to-video pipeline, and the last of a first-last-frame model.

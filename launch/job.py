@@ -11,7 +11,7 @@ from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.install.grids import make_pattern
 from lvsa.adapters.install.rope_patch import check_riflex
 from lvsa.backends import get_backend
-from lvsa.errors import BackendUnavailable
+from lvsa.errors import BackendUnavailable, LVSAError
 from lvsa.launch.config import GenerateConfig, ProcessesConfig
 from lvsa.launch.inputs import Request, call_arguments, make_request
 from lvsa.launch.models import ModelSource, find_model
@@ -114,6 +114,7 @@ def make_job(
         defaults = defaults_for(source, adapter, skeleton)
         request = make_request(config, skeleton, adapter, defaults, world)
     call_arguments(request, adapter, skeleton, first_rank=True)
+    _check_steps(request.steps, skeleton.scheduler)
     grid = adapter.grid(request.num_frames, request.height, request.width, skeleton)
     job = Job(
         config=config,
@@ -133,6 +134,13 @@ def make_job(
         # A dry run tells what would divide; anything else cannot go on.
         _ = job.shards
     return job
+
+
+def _check_steps(steps: int, scheduler: Any) -> None:
+    """Stops for more denoising steps than the schedule was trained on; some fail only then."""
+    most = getattr(scheduler.config, "num_train_timesteps", None)
+    if most is not None and steps > most:
+        raise LVSAError(f"--steps is {steps}; {type(scheduler).__name__} has {most} to give")
 
 
 def _pattern(

@@ -22,6 +22,7 @@ from lvsa.launch.models import ASSETS, find_model
 from lvsa.launch.skeleton import skeleton_pipeline
 from tests.support.errors import refuses
 from tests.support.tiny import saved, wan_pipeline
+from tests.support.tiny_wan_family import skyreels, wan_22_i2v, wan_vace
 
 CPU = torch.device("cpu")
 
@@ -38,6 +39,17 @@ def copy(model, tmp_path):
     return shutil.copytree(model, tmp_path / "copy", ignore=ignore)
 
 
+@pytest.mark.parametrize("build", [wan_vace, wan_22_i2v, skyreels])
+def test_limits_of_positions_are_those_of_every_family(build, tmp_path):
+    folder = saved(build(), tmp_path / "model")
+    image = tmp_path / "image.png"
+    Image.new("RGB", (48, 32)).save(image)
+    given = ["--image", str(image)] if build is wan_22_i2v else []
+    assert job(folder, *given, "--num-frames", "1021", "--dry-run").grid.frames == 256
+    with refuses(GridError, 257, 256, 1021):
+        job(folder, *given, "--num-frames", "1025", "--dry-run")
+
+
 def job(model, *more, world=1):
     size = ["--num-frames", "45", "--height", "32", "--width", "48"]
     return make_job(parse(["--model", str(model), "--prompt", "x", *size, *more]), world, CPU)
@@ -48,6 +60,11 @@ def job(model, *more, world=1):
     [
         (["--num-frames", "46"], GridError, [46, 45, 49]),
         (["--height", "40"], GridError, [40, 16, 32, 48]),
+        # Rotary tables of 256 positions, for each axis.
+        (["--num-frames", "1025"], GridError, [257, 256, 1021]),
+        (["--height", "4112"], GridError, [257, 256, 4096]),
+        (["--width", "8000"], GridError, [500, 256, 4096]),
+        (["--steps", "1001"], LVSAError, [1001, 1000]),
         (["--backend", "npu"], BackendUnavailable, ["npu"]),
         (["--backend", "magic"], LVSAError, ["magic", "sdpa"]),
         (["--lvsa", "--window-size", "2"], LVSAError, [2, 4]),
