@@ -102,8 +102,8 @@ def meta_twin(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None
     return twin
 
 
-# Attributes by which diffusers and accelerate put hooks around a module's forward.
-INSTALLED = ("forward", "_old_forward", "_hf_hook", "_diffusers_hook")
+# Attributes by which diffusers, accelerate and torch.compile take the place of a module's forward.
+INSTALLED = ("forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl")
 
 
 def _without_values(tensor: Tensor | None) -> Tensor | None:

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -37,8 +36,6 @@ def set_up_logging(rank: int) -> None:
     logging.basicConfig(level=logging.WARNING, format=form, stream=sys.stderr, force=True)
     # A setting without effect is said once, not once per rank.
     logging.getLogger("lvsa").setLevel(logging.INFO if first else logging.ERROR)
-    # torch renamed a collective that diffusers' hooks still call by its old name.
-    warnings.filterwarnings("ignore", message=".*all_gather_tensor.*", category=FutureWarning)
 
 
 def run_reporting(work: Callable[[Place], object]) -> int:

@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend: each says what was given, what is allowed, what works."""
+"""Errors of a user: each says what was given, what is allowed, and what would work."""
 
 
 class LVSAError(ValueError):

@@ -73,6 +73,11 @@ def enable(
             among ranks, RIFLEx on a model that it does not know, or a pipeline that has a session.
     """
     mesh = mesh or default_mesh(pipe)
+    if mesh is not None and mesh.ndim != 1:
+        raise LVSAError(
+            f"the mesh has {mesh.ndim} dimensions {mesh.mesh_dim_names or ''}; give the one that "
+            "the ranks of a video share, as in mesh['frames']"
+        )
     group = None if mesh is None else mesh.get_group()
     # Before anything that a rank might refuse alone, while the others wait for it.
     check_agreement(

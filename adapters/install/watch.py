@@ -9,6 +9,7 @@ import functools
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lvsa.adapters.install.grids import VideoGrids, described
@@ -86,6 +87,7 @@ class ForwardHook:
         self.watch, self.checked = watch, -1
         self.names = [*inspect.signature(type(transformer).forward).parameters][1:]
 
+    @torch.compiler.disable
     def __call__(self, transformer: nn.Module, args: Any, kwargs: Any) -> None:
         pipe, session = self.watch.pipe, self.watch.session
         session.clock.attach(pipe.scheduler)
@@ -99,8 +101,8 @@ class ForwardHook:
             shown = None if grid is None else described(grid)
             check_agreement({"grid": shown}, group, what="sizes of the video")
         self.watch.grids.switch(grid)
+        check_processors(session, transformer)
         if first:
-            check_processors(session, transformer)
             tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
             check_replicated(tensors, group)
 

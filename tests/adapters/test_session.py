@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from diffusers import WanVideoToVideoPipeline
+from torch.distributed.device_mesh import init_device_mesh
 
 import lvsa
 from lvsa.adapters.wan import WanAdapter
@@ -227,6 +228,27 @@ def test_a_scheduler_of_another_session_is_refused_in_a_generation_too():
         wan_latents(pipe, **SIZE)
 
 
+def test_processors_that_are_set_between_steps_make_nothing():
+    """The steps that are left would run dense."""
+    pipe = wan_pipeline()
+
+    def stock(pipe, step, timestep, given):
+        attention = pipe.transformer.blocks[1].attn1
+        attention.set_processor(type(attention)._default_processor_cls())
+        return given
+
+    with enable(pipe), refuses(LVSAError, "blocks.1.attn1", "WanAttnProcessor"):
+        wan_latents(pipe, **SIZE, callback_on_step_end=stock)
+
+
+def test_a_block_that_is_exchanged_makes_nothing():
+    pipe = wan_pipeline()
+    with enable(pipe):
+        pipe.transformer.blocks[0] = other_transformer().blocks[0]
+        with refuses(LVSAError, "blocks.0.attn1", "WanAttnProcessor"):
+            wan_latents(pipe, **SIZE)
+
+
 # Arguments
 
 
@@ -281,3 +303,27 @@ def differing(rank, world):
 
 def test_arguments_and_weights_must_be_the_same_on_all_ranks():
     run_ranks(2, differing)
+
+
+# Meshes
+
+
+def two_videos(rank, world):
+    """Each of two groups of ranks makes a video of its own, as long as it likes."""
+    meshes = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "any name"))
+    with refuses(LVSAError, 2, "replica", "any name"):
+        enable(wan_pipeline(), mesh=meshes)
+    video = meshes.get_local_rank("replica")
+    pipe = wan_pipeline()
+    with enable(pipe, mesh=meshes["any name"]) as session:
+        assert session.attention.world == 2
+        latents = wan_latents(pipe, **SIZE, seed=video, steps=2 + video)
+    return video, latents
+
+
+def test_ranks_that_share_a_video_are_those_of_the_mesh():
+    pipe = wan_pipeline()
+    with enable(pipe):
+        alone = [wan_latents(pipe, **SIZE, seed=video, steps=2 + video) for video in (0, 1)]
+    for video, latents in run_ranks(4, two_videos):
+        torch.testing.assert_close(latents, alone[video], rtol=1e-5, atol=1e-5)
