@@ -218,6 +218,10 @@ def without_effect(job: Job) -> list[str]:
             f"--exchange {processes.exchange}: one process exchanges nothing",
         ),
         (
+            processes.timeout != ProcessesConfig.timeout and job.world == 1,
+            "--timeout: one process waits for nobody",
+        ),
+        (
             bool(video.negative_prompt.strip()) and guidance <= 1,
             f"--negative-prompt: --guidance is {guidance:g}, which needs none",
         ),

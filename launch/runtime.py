@@ -134,7 +134,7 @@ def start(config: ProcessesConfig, place: Place) -> Iterator[Runtime]:
     limit = timedelta(seconds=config.timeout)
     try:
         store, *_ = next(iter(dist.rendezvous("env://", timeout=limit)))
-    except dist.DistNetworkError as error:
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise LVSAError(
             f"rank {place.rank} of {place.world} finds no way to {place.address}:{place.port}, "
             f"where the first rank listens (MASTER_ADDR, MASTER_PORT): {error}"

@@ -233,6 +233,7 @@ def test_a_class_that_diffusers_does_not_have_is_named(copy):
         (["--strength", "0.5"], "--strength"),
         (["--riflex-ratio", "2"], "--riflex-ratio"),
         (["--ranks", "4"], "--ranks"),
+        (["--timeout", "60"], "--timeout"),
         (["--prompt", ""], "--prompt"),
         (["--prompt", " \n\t\u3000"], "--prompt"),
         (["--revision", "main"], "--revision"),

@@ -1,5 +1,7 @@
 """Devices and process groups, whatever kind of accelerator there is."""
 
+import socket
+
 import pytest
 import torch
 
@@ -55,22 +57,17 @@ def test_collectives_are_the_devices_own_and_gloo_for_cpu_tensors(kind, backends
     assert collective_backends(kind) == backends
 
 
-def test_a_first_rank_that_cannot_listen_is_named():
-    place = Place(0, 2, 0, "127.0.0.1", 1)
-    nobody = Place(1, 2, 1, "no-such-host.invalid", 29500)
-    for one, config in ((place, ProcessesConfig()), (nobody, ProcessesConfig(timeout=1))):
-        if one is place and not _refused(1):
-            continue
-        with refuses(LVSAError, one.address, str(one.port)), start(config, one):
-            pytest.fail("joined nobody")
+def test_ranks_that_cannot_meet_name_the_place():
+    """Another job listens there, nobody does, or there is no such place."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with refuses(LVSAError, "127.0.0.1", str(port)):
+            join(Place(0, 2, 0, "127.0.0.1", port))
+    for address in ("127.0.0.1", "no-such-host.invalid"):
+        with refuses(LVSAError, address, str(port)):
+            join(Place(1, 2, 1, address, port))
 
 
-def _refused(port):
-    """Whether this user may not listen on a port of the system's."""
-    import socket
-
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except OSError:
-        return True
-    return False
+def join(place):
+    with start(ProcessesConfig(timeout=1), place):
+        pytest.fail("joined nobody")
