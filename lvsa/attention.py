@@ -190,7 +190,7 @@ class LVSAttention:
                 "LVSA's attention was called before it was given a pattern and a grid"
             )
         L = self.local_tokens
-        inputs = (q, k, v) if text is None else (q, k, v, *text[:3])
+        inputs = (q, k, v) if text is None else (q, k, v, text.q_BXHD, text.k_BXHD, text.v_BXHD)
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             raise LVSAError(
                 "LVSA's attention has no gradients: queries, keys or values require one; call the "

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import lvsa
 
@@ -84,6 +85,15 @@ def test_notice_and_citation_name_the_published_method():
 def test_what_is_installed_is_in_the_stated_range(requirement):
     wanted = Requirement(requirement)
     assert wanted.specifier.contains(version(wanted.name), prereleases=True)
+
+
+def test_readme_names_the_range_of_pytorch_that_was_run():
+    (torch,) = (r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "torch")
+    first, last = re.findall(r"PyTorch (\d+\.\d+) to (\d+\.\d+)", (ROOT / "README.md").read_text())[
+        0
+    ]
+    major, minor = last.split(".")
+    assert torch.specifier == SpecifierSet(f">={first},<{major}.{int(minor) + 1}")
 
 
 def test_the_workflow_runs_what_a_developer_runs():
