@@ -8,7 +8,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from lvsa.adapters.base import QKV, ModelAdapter, is_pipeline, modules_named, split_heads
-from lvsa.adapters.checkpoints import KnownModel
+from lvsa.adapters.checkpoints import ABSENT, GIVEN, KnownModel
 from lvsa.adapters.checkpoints.wan import HORIZON, TI2V_HORIZON, WAN
 from lvsa.cp_plans import ModelPlan, get_plan, plan_for
 from lvsa.errors import GridError, LVSAError
@@ -16,6 +16,13 @@ from lvsa.rope import apply_rotary_1d
 from lvsa.shards import FrameGrid
 
 TI2V_SPATIAL_FACTOR = 16
+TAKE_A_LAST_IMAGE = [
+    model.name
+    for model in WAN
+    for config in [model.configs.get("transformer")]
+    if isinstance(config, Mapping)
+    and (config.get("pos_embed_seq_len") is GIVEN or config.get("image_dim") is ABSENT)
+]
 
 
 class WanAdapter(ModelAdapter):
@@ -95,10 +102,13 @@ class WanAdapter(ModelAdapter):
         """Video-to-video takes its length from the video instead of an argument.
 
         Raises:
-            LVSAError: for a video of another length than ``num_frames``, or a VAE whose size the
-                video-to-video pipeline gets wrong.
+            LVSAError: for a last image that the checkpoint has no use for, or lacks; a video of
+                another length than ``num_frames``; a VAE whose size the video-to-video pipeline
+                gets wrong.
         """
         if not is_pipeline(pipe, "WanVideoToVideoPipeline"):
+            if is_pipeline(pipe, "ImageToVideoPipeline"):
+                self._check_last_image(pipe, arguments.get("last_image") is not None)
             return arguments
         if pipe.vae_scale_factor_spatial != self.spatial_factor(pipe):
             raise LVSAError(
@@ -116,6 +126,26 @@ class WanAdapter(ModelAdapter):
                 f"makes as many as it is given: set num_frames to {len(video)} or cut the video"
             )
         return arguments
+
+    def _check_last_image(self, pipe: Any, given: bool) -> None:
+        """One pipeline class loads models for a first image, for both, and for either.
+
+        With an image encoder the transformer has embeddings for one image or for two; without, the
+        last image is one more latent frame; with a timestep for every token it is never looked at.
+        """
+        configs: list[Any] = [t.config for t in self.transformers(pipe).values()]
+        two = any(config.pos_embed_seq_len is not None for config in configs)
+        one = any(config.image_dim is not None for config in configs) and not two
+        if given and (one or getattr(pipe.config, "expand_timesteps", False)):
+            raise LVSAError(
+                f"--last-image: this {type(pipe).__name__} begins with an image and has no use for "
+                f"a last one; models that take one: {', '.join(TAKE_A_LAST_IMAGE)}"
+            )
+        if two and not given:
+            raise LVSAError(
+                "--last-image is missing: this model was made for the first and the last frame, "
+                "and takes no image alone"
+            )
 
     def extract_qkv(self, attn: Any, hidden: Tensor, encoder: Tensor | None) -> QKV:
         q, k, v = _get_qkv_projections(attn, hidden, encoder)

@@ -24,6 +24,7 @@ COG_1_5 = ["--num-frames", "81", "--height", "32", "--width", "96", "--lvsa", "-
            "--key-frame-interval", "32", "--window-size", "8"]  # fmt: skip
 HUNYUAN = ["--num-frames", "37", "--height", "32", "--width", "48", *SPARSE]
 IMAGE, VIDEO = ["--image", "IMAGE"], ["--video", "VIDEO", "--strength", "0.7"]
+LAST = ["--last-image", "IMAGE"]
 
 # Pipeline, arguments, then world size and exchange of two runs. Three and four ranks cut frames.
 FAMILIES = {
@@ -115,6 +116,11 @@ def test_the_same_video_on_any_ranks(family, inputs, tmp_path):
         ("cogvideox-2b", ["--riflex"], ["RIFLEx", "transformer"]),
         ("wan-2.2-t2v", ["--riflex", "--riflex-ratio", "-1"], [-1.0]),
         ("wan-v2v", [*VIDEO, "--num-frames", "61"], [60, 61]),
+        ("wan-2.1-i2v", [*IMAGE, *LAST], ["--last-image", "FLF2V", "Wan 2.2 I2V A14B"]),
+        ("skyreels-i2v", [*IMAGE, *LAST], ["--last-image", "FLF2V", "Wan 2.2 I2V A14B"]),
+        ("wan-2.2-ti2v", [*IMAGE, *LAST], ["--last-image", "FLF2V", "Wan 2.2 I2V A14B"]),
+        ("wan-2.1-flf", LAST, ["--image"]),
+        ("wan-2.1-flf", IMAGE, ["--last-image"]),
         ("wan-v2v", [*VIDEO, "--num-frames", "0"], [0, 1]),
     ],
 )
