@@ -98,6 +98,16 @@ def read_index(name: str, folder: Path) -> dict[str, Any]:
     return index
 
 
+def check_folder(source: ModelSource, part: str) -> None:
+    """Stops where a model's index names a part whose folder is not there."""
+    if not (source.folder / part).is_dir():
+        library, cls = source.index[part]
+        raise CheckpointError(
+            f"--model {source.name}: {source.folder} has no folder {part}/, which its {INDEX} names "
+            f"({cls} of {library}); the checkpoint is not whole"
+        )
+
+
 def _are_names(entry: list[Any]) -> bool:
     return all(item is None or isinstance(item, str) for item in entry)
 

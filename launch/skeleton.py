@@ -8,7 +8,7 @@ import diffusers
 import torch
 
 from lvsa.errors import CheckpointError, UnknownModel
-from lvsa.launch.models import ModelSource
+from lvsa.launch.models import ModelSource, check_folder
 
 if TYPE_CHECKING:
     from lvsa.adapters.base import ModelAdapter
@@ -74,6 +74,7 @@ def _part(source: ModelSource, name: str, library: str | None, class_name: str |
     """A component without weights; None for one that geometry does not depend on."""
     if library != "diffusers" or class_name is None:
         return None
+    check_folder(source, name)
     cls, folder = _class(class_name), source.folder / name
     if cls is None:
         raise CheckpointError(

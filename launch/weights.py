@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from lvsa.adapters.base import ModelAdapter
 from lvsa.errors import CheckpointError
-from lvsa.launch.models import ModelSource
+from lvsa.launch.models import ModelSource, check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,10 @@ def load_pipeline(
     folder = _weights_folder(source, variant, allow_pickle)
     pipeline = getattr(diffusers, source.pipeline_class)
     parts: dict[str, Any] = {}
+    for name, entry in source.index.items():
+        needed = encodes or name not in ENCODERS
+        if not source.on_hub and isinstance(entry, list) and entry[1] is not None and needed:
+            check_folder(source, name)
     for name, cls in networks(source):
         if name in ENCODERS and not encodes:
             parts[name] = None
@@ -91,6 +95,11 @@ def networks(source: ModelSource) -> Iterator[tuple[str, Any]]:
             continue
         library = {"diffusers": diffusers, "transformers": transformers}.get(entry[0])
         cls = getattr(library, entry[1], None)
+        if library is not None and cls is None:
+            raise CheckpointError(
+                f"--model {source.name}: {name} is a {entry[1]}, which {entry[0]} "
+                f"{library.__version__} does not have"
+            )
         if isinstance(cls, type) and issubclass(cls, torch.nn.Module):
             yield name, cls
 

@@ -163,6 +163,21 @@ def test_an_unknown_scheduler_class(folder):
         load(folder)
 
 
+@pytest.mark.parametrize("part", ["vae", "scheduler", "tokenizer", "text_encoder", "transformer"])
+def test_a_folder_that_is_not_there(folder, part):
+    shutil.rmtree(folder / part)
+    with refuses(CheckpointError, f"{part}/"):
+        load(folder)
+
+
+def test_an_unknown_network_class(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    index["text_encoder"] = ["transformers", "NoSuchModel"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with refuses(CheckpointError, "text_encoder", "NoSuchModel"):
+        load(folder)
+
+
 def test_encoders_stay_on_the_disk_where_they_are_not_needed(folder):
     shutil.rmtree(folder / "text_encoder")
     assert load(folder, encodes=False).text_encoder is None
