@@ -101,9 +101,9 @@ class AttentionConfig:
     """Lower the temporal RoPE frequency that makes long videos repeat themselves (RIFLEx)."""
     riflex_ratio: float | None = None
     """Length of the video over the training horizon, for --riflex. Default: the true ratio."""
-    backend: str = "sdpa"
-    """Attention kernel: sdpa, flashinfer, npu, math, or auto for the best of a device. One that is
-    missing is an error, never replaced."""
+    backend: str = "auto"
+    """Attention kernel: sdpa, flashinfer, npu, math, or auto, which picks one by device and dtype.
+    One that is missing is an error, never replaced."""
 
 
 @dataclass(frozen=True)

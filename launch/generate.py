@@ -105,7 +105,7 @@ def run(config: GenerateConfig, runtime: "Runtime") -> Any:
         # The first rank decodes; the others are done when the last step is.
         video = pipe(**call_arguments(job.request, job.adapter, pipe, runtime.first)).frames
     seconds.lap("generation")
-    runtime.share(rank_facts(session, steps, runtime))
+    runtime.share(rank_facts(job, session, steps, runtime))
     if stem is not None and origins is not None:
         write_video(stem.with_name(f"{stem.name}.mp4"), video[0], job.request.fps)
         seconds.lap("writing")

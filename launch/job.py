@@ -101,12 +101,13 @@ def make_job(
         logger.info("%s is loaded as %s, to start from %s", source.name, wanted, ", ".join(given))
         source = replace(source, loaded_as=wanted)
     try:
-        get_backend(config.attention.backend, device)
+        backend = get_backend(config.attention.backend, device)
     except BackendUnavailable as error:
         # A plan may be for another machine.
         if not config.output.dry_run:
             raise
         logger.warning("%s", error)
+        backend = None
     skeleton = skeleton_pipeline(source)
     if config.output.dry_run and config.processes.ranks is not None:
         world = config.processes.ranks
@@ -133,6 +134,8 @@ def make_job(
     if not config.output.dry_run:
         # A dry run tells what would divide; anything else cannot go on.
         _ = job.shards
+        if backend is not None:
+            backend.check(device, job.dtype, job.head_dim)
     return job
 
 

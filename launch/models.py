@@ -103,8 +103,8 @@ def check_folder(source: ModelSource, part: str) -> None:
     if not (source.folder / part).is_dir():
         library, cls = source.index[part]
         raise CheckpointError(
-            f"--model {source.name}: {source.folder} has no folder {part}/, which its {INDEX} names "
-            f"({cls} of {library}); the checkpoint is not whole"
+            f"--model {source.name}: {source.folder} has no folder {part}/, though its {INDEX} "
+            f"names one ({cls} of {library}); the checkpoint is not whole"
         )
 
 

@@ -12,12 +12,16 @@ from lvsa.launch.report import attention_flops, pattern_facts, received_bytes
 from lvsa.launch.runtime import Runtime
 
 
-def rank_facts(session: LVSASession, steps: StepTimer, runtime: Runtime) -> dict[str, Any]:
-    """What one rank measured in a generation."""
+def rank_facts(
+    job: Job, session: LVSASession, steps: StepTimer, runtime: Runtime
+) -> dict[str, Any]:
+    """What one rank measured in a generation, and the attention kernel that it ran."""
+    kernel = session.attention.backend.check(runtime.device, job.dtype, job.head_dim)
     received = session.attention.received
     return {
         "rank": runtime.rank,
         **hardware(runtime.device),
+        "kernel": kernel,
         "seconds_per_step": [round(s, 4) for s in steps.seconds()],
         "peak_memory_bytes": peak_memory_bytes(runtime.device),
         "attention_calls": received.calls,
