@@ -50,6 +50,9 @@ def parse(argv: Sequence[str] | None = None, quiet: bool = False) -> GenerateCon
         SystemExit: with 0, when help or the configuration was printed.
     """
     given = [_by_our_name(a) for a in (sys.argv[1:] if argv is None else argv)]
+    interval, automatic = flag("key_frame_interval"), flag(AUTO_KEYFRAMES)
+    if automatic in given and any(a.partition("=")[0] == interval for a in given):
+        raise LVSAError(f"{automatic} and {interval} exclude one another")
     file = _config_file(given)
     defaults = GenerateConfig()
     if file is not None:
@@ -64,7 +67,8 @@ def parse(argv: Sequence[str] | None = None, quiet: bool = False) -> GenerateCon
             line = tyro.cli(
                 CommandLine,
                 prog="generate.py",
-                args=[word for a in given for word in _without_auto_keyframes(a)],
+                # Earlier versions' flag for no interval, which overrides that of a file.
+                args=[w for a in given for w in ([interval, "None"] if a == automatic else [a])],
                 default=CommandLine(job=defaults),
                 config=(tyro.conf.OmitArgPrefixes,),
             )
@@ -90,11 +94,6 @@ def _by_our_name(argument: str) -> str:
         return argument
     name, equals, value = argument[2:].partition("=")
     return f"{flag(field_name(name))}{equals}{value}"
-
-
-def _without_auto_keyframes(argument: str) -> list[str]:
-    """Earlier versions' flag for what no interval means; it overrides that of a file."""
-    return [flag("key_frame_interval"), "None"] if argument == flag(AUTO_KEYFRAMES) else [argument]
 
 
 def _config_file(arguments: Sequence[str]) -> Path | None:

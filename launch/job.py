@@ -11,11 +11,11 @@ from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.install.grids import make_pattern
 from lvsa.adapters.install.rope_patch import check_riflex
 from lvsa.backends import get_backend
-from lvsa.errors import BackendUnavailable, LVSAError
+from lvsa.errors import BackendUnavailable, CheckpointError, LVSAError
 from lvsa.launch.config import GenerateConfig, ProcessesConfig
 from lvsa.launch.inputs import Request, call_arguments, make_request
 from lvsa.launch.models import ModelSource, find_model
-from lvsa.launch.skeleton import defaults_for, skeleton_pipeline
+from lvsa.launch.skeleton import BROKEN_CONFIG, defaults_for, skeleton_pipeline
 from lvsa.pattern import FrameMatrices, Pattern, dense
 from lvsa.settings import flag
 from lvsa.shards import FrameGrid, Shards
@@ -109,6 +109,7 @@ def make_job(
         logger.warning("%s", error)
         backend = None
     skeleton = skeleton_pipeline(source)
+    _check_geometry(source, adapter, skeleton)
     if config.output.dry_run and config.processes.ranks is not None:
         world = config.processes.ranks
     if request is None:
@@ -137,6 +138,19 @@ def make_job(
         if backend is not None:
             backend.check(device, job.dtype, job.head_dim)
     return job
+
+
+def _check_geometry(source: ModelSource, adapter: ModelAdapter, skeleton: Any) -> None:
+    """Stops where a checkpoint's configs lack what the sequence and the steps follow from."""
+    try:
+        _ = adapter.size_multiples(skeleton), adapter.temporal_factor(skeleton)
+        _ = skeleton.scheduler.config
+    except LVSAError:
+        raise
+    except BROKEN_CONFIG as error:
+        raise CheckpointError(
+            f"--model {source.name}: its configs do not say how a video is made: {error}"
+        ) from error
 
 
 def _check_steps(steps: int, scheduler: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 INDEX = "model_index.json"
+COMPONENTS = ("transformer", "vae", "scheduler", "guider", "text_encoder", "tokenizer", "image_")
 # Enough of a repository to know its geometry: some kilobytes.
 CONFIG_FILES = [INDEX, "*/config.json", "*/scheduler_config.json", "*/guider_config.json"]
 
@@ -56,10 +58,11 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
         UnknownModel: where it is none of these.
         CheckpointError: where its index is broken.
     """
-    path = Path(name).expanduser()
-    if path.name == name and (ASSETS / name / INDEX).is_file():
+    path = Path(os.path.expanduser(name))
+    if path.name == name and os.path.isfile(ASSETS / name / INDEX):
         path = ASSETS / name
-    if path.is_dir():
+    # Of os.path, which takes a name that no file can have for one that none has.
+    if os.path.isdir(path):
         return ModelSource(name, path, read_index(name, path))
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         come_along = sorted(p.name for p in ASSETS.iterdir() if (p / INDEX).is_file())
@@ -90,7 +93,9 @@ def read_index(name: str, folder: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise CheckpointError(f"--model {name}: {folder / INDEX} names no pipeline (_class_name)")
     for part, entry in index.items():
-        if isinstance(entry, list) and not (len(entry) == 2 and _are_names(entry)):
+        # Beside components there are settings of the pipeline, which are no lists.
+        component = isinstance(entry, list) or part.startswith(COMPONENTS)
+        if component and entry is not None and not _are_names(entry):
             raise CheckpointError(
                 f"--model {name}: {part} is {entry} in {folder / INDEX}; it must be a library and "
                 "a class"
@@ -108,8 +113,9 @@ def check_folder(source: ModelSource, part: str) -> None:
         )
 
 
-def _are_names(entry: list[Any]) -> bool:
-    return all(item is None or isinstance(item, str) for item in entry)
+def _are_names(entry: Any) -> bool:
+    named = isinstance(entry, list) and len(entry) == 2
+    return named and all(item is None or isinstance(item, str) for item in entry)
 
 
 def _configs_from_hub(name: str, revision: str | None) -> Path:

@@ -20,12 +20,25 @@ logger = logging.getLogger(__name__)
 # by layer, and schedules step by step.
 LIMITS = {"layers": 1_000, "blocks": 1_000, "depth": 1_000, "timesteps": 100_000}
 MOST_ENTRIES = 1_000
-AT_LEAST_ONE = ("num_attention_heads", "attention_head_dim")
+# Numbers that the sequence is counted with.
+COUNTS = (
+    "num_attention_heads",
+    "attention_head_dim",
+    "patch_size",
+    "patch_size_t",
+    "scale_factor_spatial",
+    "scale_factor_temporal",
+    "spatial_compression_ratio",
+    "temporal_compression_ratio",
+)
 # What diffusers' classes raise for configs that they cannot be built from.
 BROKEN_CONFIG = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
+    ImportError,
     LookupError,
+    NameError,
     OSError,
     RuntimeError,
     TypeError,
@@ -97,15 +110,20 @@ def _part(source: ModelSource, name: str, library: str | None, class_name: str |
 def _check_size(config: dict[str, Any]) -> None:
     """Stops for numbers that nothing can be built of, or not without minutes and all memory."""
     for entry, value in config.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
         if isinstance(value, list) and len(value) > MOST_ENTRIES:
             raise CheckpointError(f"{entry} has {len(value):,} entries; at most {MOST_ENTRIES:,}")
         for word, most in LIMITS.items():
-            numbers = value if isinstance(value, list) else [value]
             largest = max((n for n in numbers if isinstance(n, int)), default=0)
             if word in entry and largest > most:
                 raise CheckpointError(f"{entry} is {largest:,}; at most {most:,}")
-        if entry in AT_LEAST_ONE and isinstance(value, int) and value < 1:
-            raise CheckpointError(f"{entry} is {value}; at least 1")
+        if entry in COUNTS and not all(_counts(n) for n in numbers):
+            raise CheckpointError(f"{entry} is {value}; it must be a whole number of at least 1")
+
+
+def _counts(number: Any) -> bool:
+    # None: this model has no such thing.
+    return number is None or (type(number) is int and number >= 1)
 
 
 def defaults_for(source: ModelSource, adapter: "ModelAdapter", skeleton: Any) -> "Defaults | None":

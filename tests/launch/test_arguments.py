@@ -140,6 +140,10 @@ def test_help_and_mistakes_load_nothing_heavy(arguments, code):
         (["--config="], ["--config"]),
         (["--config", "a.yaml", "--config=b.yaml"], ["--config", 2]),
         (["a stray word"], ["a stray word"]),
+        (
+            ["--auto-keyframes", "--key-frame-interval", "16"],
+            ["--auto-keyframes", "--key-frame-interval"],
+        ),
     ],
 )
 def test_mistakes_are_one_error(arguments, named, capsys):

@@ -106,7 +106,8 @@ def test_no_frames_are_not_all_frames(model):
 @pytest.mark.parametrize(
     ("name", "named"),
     [("/nowhere/at/all", ["/nowhere/at/all"]), ("tiny-wam", ["tiny-wan"]),
-     ("..", ["model_index.json"]), ("", ["model_index.json"])],
+     ("..", ["model_index.json"]), ("", ["model_index.json"]), ("~nobody/model", ["~nobody"]),
+     ("/" + "x" * 5000, ["x" * 5000])],
 )  # fmt: skip
 def test_models_that_are_not_there(name, named):
     with refuses(UnknownModel, "--model", *named):
@@ -162,6 +163,9 @@ INDEXES = {
     "a part of three": (
         '{"_class_name": "WanPipeline", "vae": [1, 2, 3]}', CheckpointError, ["vae"],
     ),
+    "a part that is a number": (
+        '{"_class_name": "WanPipeline", "transformer_2": 3}', CheckpointError, ["transformer_2"],
+    ),
     "an unknown pipeline": ('{"_class_name": "NoPipeline"}', UnknownModel, ["NoPipeline"]),
     "no pipeline": ('{"_class_name": "__version__"}', UnknownModel, ["__version__"]),
 }  # fmt: skip
@@ -190,7 +194,13 @@ def edited(copy, part, **entries):
         ("transformer", {"num_layers": 10**6}, ["transformer", "num_layers", 10**6, 1000]),
         ("transformer", {"num_layers": "two"}, ["transformer"]),
         ("transformer", {"num_layers": None}, ["transformer"]),
-        ("transformer", {"attention_head_dim": 0}, ["transformer"]),
+        ("transformer", {"attention_head_dim": 0}, ["attention_head_dim", 0, 1]),
+        ("transformer", {"attention_head_dim": 1.5}, ["attention_head_dim", 1.5]),
+        ("vae", {"scale_factor_temporal": 0}, ["scale_factor_temporal", 0, 1]),
+        ("vae", {"scale_factor_spatial": {}}, ["scale_factor_spatial"]),
+        ("vae", {"dim_mult": []}, ["vae"]),
+        ("vae", {"scale_factor_spatial": []}, []),
+        ("transformer", {"patch_size": [1]}, []),
         ("transformer", {"patch_size": 3}, ["transformer"]),
         ("transformer", {"num_attention_heads": 10**18}, ["transformer"]),
         ("vae", {"num_res_blocks": 10**7}, ["vae", "num_res_blocks", 10**7]),
@@ -199,7 +209,7 @@ def edited(copy, part, **entries):
     ],
 )
 def test_a_config_that_nothing_can_be_built_from_is_named(copy, part, entries, named):
-    with refuses(CheckpointError, str(copy / part), *named):
+    with refuses(CheckpointError, str(copy), *named):
         job(edited(copy, part, **entries))
 
 
@@ -216,6 +226,10 @@ def test_a_part_that_is_missing_or_no_json_is_named(copy, part):
 
 def test_a_class_that_diffusers_does_not_have_is_named(copy):
     index = json.loads((copy / "model_index.json").read_text())
+    absent = {**index, "vae": [None, None]}
+    (copy / "model_index.json").write_text(json.dumps(absent))
+    with refuses(CheckpointError, str(copy)):
+        job(copy)
     index["scheduler"] = ["diffusers", "NoScheduler"]
     (copy / "model_index.json").write_text(json.dumps(index))
     with refuses(CheckpointError, "scheduler", "NoScheduler"):
