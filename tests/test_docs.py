@@ -9,6 +9,7 @@ import ast
 import functools
 import inspect
 import json
+import operator
 import os
 import re
 import shlex
@@ -238,20 +239,33 @@ def test_the_code_of_the_model_card_runs_as_written(clone):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_readme_calls_the_library_by_names_that_exist():
-    """Its code needs a GPU and weights: names and keywords are held against the package."""
-    (code,) = (
-        code
-        for language, code in FENCE.findall((ROOT / "README.md").read_text())
-        if language == "python"
-    )
+def python_of_readme(needs_gpu):
+    """README's Python code, with or without what needs a GPU and weights."""
+    text = (ROOT / "README.md").read_text()
+    codes = [code for language, code in FENCE.findall(text) if language == "python"]
+    return [code for code in codes if ('"cuda"' in code) == needs_gpu]
+
+
+@pytest.mark.parametrize("code", python_of_readme(needs_gpu=False))
+def test_code_of_readme_runs_as_written(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("code", python_of_readme(needs_gpu=True))
+def test_other_code_of_readme_calls_the_library_as_it_is(code):
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     calls = {ast.unparse(call.func): call for call in calls}
     assert "lvsa.enable" in calls
     for name, call in calls.items():
         if name.startswith("lvsa."):
-            known = inspect.signature(getattr(lvsa, name.removeprefix("lvsa."))).parameters
+            known = inspect.signature(operator.attrgetter(name[5:])(lvsa)).parameters
             assert {keyword.arg for keyword in call.keywords} - {None} <= set(known)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]+)", prose(document.read_text()))
+    assert not [target for target in targets if not (document.parent / target).exists()]
 
 
 def test_nothing_is_forgotten():
