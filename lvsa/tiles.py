@@ -36,7 +36,7 @@ class TileRun:
         first: the first tile.
         count: how many tiles, at least two.
         query_step: tokens from the queries of one to those of the next.
-        key_step: tokens from the keys of one to those of the next; 0 where they share them.
+        key_step: tokens from the keys of one to those of the next.
     """
 
     first: Tile
@@ -120,8 +120,8 @@ def group_tiles(tiles: Sequence[Tile]) -> tuple[tuple[TileRun, ...], tuple[TileG
 def _run(tiles: Sequence[Tile]) -> TileRun | None:
     """The run that begins with the first of these tiles, which have one range each."""
     steps = [(b.start - a.start, b.keys[0][0] - a.keys[0][0]) for a, b in pairwise(tiles)]
-    # A view cannot step backwards.
-    if not steps or steps[0][1] < 0:
+    # A view cannot step backwards, and not every kernel takes a batch that stands still.
+    if not steps or steps[0][1] <= 0:
         return None
     count = 1 + sum(1 for _ in takewhile(lambda step: step == steps[0], steps))
     return TileRun(tiles[0], count, *steps[0])

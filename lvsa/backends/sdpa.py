@@ -5,8 +5,6 @@ asked for by name: ``sdpa:flash``, ``sdpa:cudnn``, ``sdpa:efficient``, or ``sdpa
 ``sdpa:fa4``, the FlashAttention 3 and 4 of the package flash-attn in the place of PyTorch's own.
 """
 
-import logging
-from functools import cache
 from typing import NamedTuple, Self
 
 import torch
@@ -16,8 +14,6 @@ from torch.nn import attention
 from lvsa.backends.tile_by_tile import GATHER_BYTES, Kernel, TileBackend
 from lvsa.errors import BackendUnavailable, LVSAError
 from lvsa.merge import AttentionState
-
-logger = logging.getLogger(__name__)
 
 HALF = (torch.float16, torch.bfloat16)
 CUDNN_SINCE = 91500
@@ -65,6 +61,7 @@ class SDPABackend(TileBackend):
     Args:
         kernel: name of one of `KERNELS`, on GPUs; the rule decides without it.
         gather_bytes: most bytes of gathered copies at a time.
+        device: facts about the device of the tensors; asked for in each call without it.
 
     Raises:
         LVSAError: for a kernel of another name.
@@ -73,11 +70,16 @@ class SDPABackend(TileBackend):
 
     name = "sdpa"
 
-    def __init__(self, kernel: str | None = None, gather_bytes: int = GATHER_BYTES) -> None:
+    def __init__(
+        self,
+        kernel: str | None = None,
+        gather_bytes: int = GATHER_BYTES,
+        device: Device | None = None,
+    ) -> None:
         super().__init__(gather_bytes)
         if kernel is not None and kernel not in KERNELS:
             raise LVSAError(f"backend 'sdpa' has no kernel {kernel!r}; known: {', '.join(KERNELS)}")
-        self.kernel = kernel
+        self.kernel, self.device = kernel, device
         if kernel in FLASH_IMPLEMENTATIONS:
             _activate(kernel)
 
@@ -88,29 +90,16 @@ class SDPABackend(TileBackend):
                 f"backend 'sdpa' runs on cpu and cuda, not on {device.type}; the backend 'math' "
                 "runs anywhere"
             )
-        return cls(kernel)
+        return cls(kernel, device=Device.of(device))
 
     def check(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
         name, reason = choose_kernel(Device.of(device), dtype, head_dim, self.kernel)
         return f"{self.name}: {name}, {reason}"
 
     def kernel_for(self, q_BLHD: Tensor) -> Kernel:
-        name = _kernel_name(q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1], self.kernel)
+        device = self.device or Device.of(q_BLHD.device)
+        name, _ = choose_kernel(device, q_BLHD.dtype, q_BLHD.shape[-1], self.kernel)
         return _KERNELS[name]
-
-
-@torch.compiler.assume_constant_result
-def _kernel_name(device: torch.device, dtype: torch.dtype, head_dim: int, asked: str | None) -> str:
-    return _chosen(device, dtype, head_dim, asked)
-
-
-@cache
-def _chosen(device: torch.device, dtype: torch.dtype, head_dim: int, asked: str | None) -> str:
-    """The rule for a device of this machine; says so once."""
-    facts = Device.of(device)
-    name, reason = choose_kernel(facts, dtype, head_dim, asked)
-    logger.info("sdpa for %s with D = %d on %s: %s, %s", dtype, head_dim, facts, name, reason)
-    return name
 
 
 def choose_kernel(
@@ -121,7 +110,7 @@ def choose_kernel(
     Raises:
         BackendUnavailable: where PyTorch has none, or the one that was asked for does not fit.
     """
-    fits = _kernels_that_fit(device, dtype, head_dim)
+    fits = kernels_that_fit(device, dtype, head_dim)
     if asked is not None:
         if asked not in fits:
             raise BackendUnavailable(
@@ -139,7 +128,7 @@ def choose_kernel(
     return name, fits[name]
 
 
-def _kernels_that_fit(device: Device, dtype: torch.dtype, head_dim: int) -> dict[str, str]:
+def kernels_that_fit(device: Device, dtype: torch.dtype, head_dim: int) -> dict[str, str]:
     """Kernels by name, best first, each with what speaks for it."""
     if device.type == "cpu" and dtype.is_floating_point:
         return {"cpu": "PyTorch's flash attention for CPUs"}

@@ -19,7 +19,7 @@ from tests.support.layouts import layouts
 from tests.support.oracle import relative_error
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
-BACKENDS = (SDPABackend, MathBackend, lambda: AutoBackend.on(torch.device("cpu")))
+BACKENDS = (SDPABackend, MathBackend, lambda: AutoBackend(torch.device("cpu")))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import torch
 from torch.nn import attention
 
 from lvsa.backends import get_backend
-from lvsa.backends import sdpa as module
 from lvsa.backends.sdpa import Device, SDPABackend, choose_kernel
 from lvsa.errors import BackendUnavailable
 from lvsa.exchange.base import pack_kv, unpack_kv
@@ -117,10 +116,8 @@ def gpu(monkeypatch):
     def make(capability=(9, 0), cudnn=NEW):
         facts = Device("cuda", capability, cudnn)
         monkeypatch.setattr(Device, "of", classmethod(lambda cls, device: facts))
-        module._chosen.cache_clear()
 
-    yield make
-    module._chosen.cache_clear()
+    return make
 
 
 def fake_qkv(dtype, head_dim, B, packed):
@@ -187,17 +184,12 @@ def test_kernels_see_aligned_tensors_with_a_contiguous_last_dimension(gpu):
         assert math.gcd(16, offset, *strides) == 16
 
 
-def test_a_rule_is_logged_once(gpu, caplog):
+def test_the_rule_is_said(gpu):
     gpu()
-    layout = full_layout(40, 70)
-    with fake_gpu(), caplog.at_level("INFO"):
-        q, k, v = fake_qkv(BF16, 64, 1, False)
-        backend = SDPABackend()
-        for _ in range(3):
-            backend.attend(q, k, v, layout)
-    (record,) = caplog.records
-    message = record.getMessage()
-    assert "cudnn" in message and "sm_90" in message
+    line = get_backend("sdpa", "cuda").check(torch.device("cuda"), BF16, 128)
+    assert all(word in line for word in ("sdpa", "cudnn", "sm_90"))
+    gpu((8, 0))
+    assert "flash" in get_backend("sdpa", "cuda").check(torch.device("cuda"), BF16, 128)
 
 
 # FlashAttention 3 and 4 in the place of PyTorch's own.
@@ -206,7 +198,8 @@ def test_a_rule_is_logged_once(gpu, caplog):
 @pytest.mark.skipif(
     not hasattr(attention, "list_flash_attention_impls"), reason="this PyTorch has only its own"
 )
-def test_flash_attention_3_and_4_name_what_is_missing():
+def test_flash_attention_3_and_4_name_what_is_missing(gpu):
+    gpu()
     assert {"FA3", "FA4"} <= {*attention.list_flash_attention_impls()}
     with refuses(BackendUnavailable, "sdpa:fa3", "flash_attn_interface"):
         get_backend("sdpa:fa3", "cuda")
