@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lvsa.backends import Backend
 from lvsa.errors import LVSAError
-from lvsa.layout import full_layout
 
 QKV = tuple[Tensor, Tensor, Tensor]
 
@@ -94,7 +93,7 @@ class CrossAttentionAdapter(ABC):
     ) -> Tensor:
         """Video queries ``[B, L, H, D]`` over image embeddings, to be added to those over text."""
         k, v = self.extract_image_kv(attn, encoder_image)
-        return backend.attend(query, k, v, full_layout(query.shape[1], k.shape[1])).out_BLHD
+        return backend.attend_all(query, k, v).out_BLHD
 
 
 def split_heads(attn: Any, x: Tensor) -> Tensor:

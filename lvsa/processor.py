@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lvsa.attention import LVSAttention, TextTokens, valid_positions
 from lvsa.errors import LVSAError
-from lvsa.layout import full_layout
 from lvsa.model import QKV, AttentionAdapter, CrossAttentionAdapter
 
 __all__ = ["QKV", "LVSAProcessor"]
@@ -80,8 +79,7 @@ class LVSAProcessor:
             )
         image, text = adapter.split_encoder_for_cross_attn(attn, encoder)
         k, v = adapter.extract_cross_attn_kv(attn, text)
-        everything = full_layout(q.shape[1], k.shape[1])
-        out = self.attention.backend.attend(q, k, v, everything).out_BLHD
+        out = self.attention.backend.attend_all(q, k, v).out_BLHD
         if image is not None:
             out = out + adapter.cross_attention(attn, q, image, self.attention.backend)
         hidden = adapter.output_projection(attn, out.flatten(2), q.dtype)

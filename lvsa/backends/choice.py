@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lvsa.backends import triton_shapes
 from lvsa.backends.base import Backend
 from lvsa.backends.registry import BACKENDS, get_backend
 from lvsa.backends.sdpa import Device, kernels_that_fit
@@ -21,7 +22,8 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> t
 
     The rule, the first that holds:
 
-    1. NVIDIA from sm_80 on, Triton installed, a dtype and head dimension that it takes: ``triton``.
+    1. An NVIDIA GPU that the Triton kernel has shapes for (from sm_80 on), Triton installed, a
+       dtype and head dimension that it takes: ``triton``.
     2. Ascend NPU, torch_npu installed, a dtype that it takes: ``npu``.
     3. PyTorch has a fused kernel with a log-sum-exp, as on every CPU: ``sdpa``.
     4. ``math``.
@@ -37,7 +39,8 @@ def candidates(device: torch.device) -> tuple[str, ...]:
         names.append("sdpa")
     if device.type == "npu" and find_spec("torch_npu"):
         names.append("npu")
-    if facts.capability is not None and facts.capability >= (8, 0) and find_spec("triton"):
+    known = facts.capability and triton_shapes.nvidia(facts.capability)
+    if known in triton_shapes.GENERATIONS and find_spec("triton"):
         names.append("triton")
     return tuple(name for name in names if name in BACKENDS)
 
@@ -46,7 +49,7 @@ def _choose(
     device: Device, names: tuple[str, ...], dtype: torch.dtype, head_dim: int
 ) -> tuple[str, str]:
     """The rule, on facts alone: it stands in graphs of torch.compile."""
-    if "triton" in names and dtype in DTYPES and head_dim <= 256:
+    if "triton" in names and triton_shapes.takes(dtype, head_dim):
         return "triton", f"one launch for each block of keys on {device}"
     if "npu" in names and dtype in DTYPES:
         return "npu", "torch_npu's fused attention"

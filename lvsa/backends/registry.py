@@ -18,6 +18,7 @@ BACKENDS: dict[str, str] = {
     # name → module:class
     "auto": "lvsa.backends.choice:AutoBackend",
     "sdpa": "lvsa.backends.sdpa:SDPABackend",
+    "triton": "lvsa.backends.triton_backend:TritonBackend",
     "flashinfer": "lvsa.backends.flashinfer_backend:FlashInferBackend",
     "npu": "lvsa.backends.ascend:AscendBackend",
     "math": "lvsa.backends.plain:MathBackend",

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvsa.keyframes import published
-from lvsa.layout import Piece, Tile, build_layout
+from lvsa.layout import Piece, build_layout
 from lvsa.strips import cut_strips
+from lvsa.tiles import Tile
 from tests.support.layouts import layout_mask, layouts
 
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)

@@ -1,0 +1,251 @@
+"""Resources of the Triton kernel on GPUs that need not be here: it is compiled, and its code read.
+
+    python studies/bench/kernel_resources.py --output-dir outputs/kernels
+
+For each shape that `lvsa.backends.triton_shapes` ships: tensor-core instructions, spilled
+registers, registers, shared memory, and how many programs fit on a processor of the chip. Needs
+the package triton, whose wheel holds the compilers and cuobjdump.
+"""
+
+import itertools
+import logging
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from lvsa.backends.triton_shapes import KernelShape, padded, precision, shape_for
+from lvsa.errors import LVSAError
+from lvsa.launch.output import write_record
+from lvsa.launch.reporting import run_reporting
+from lvsa.strips import BLOCK_KEYS, STRIP_ROWS
+from lvsa.studies.bench.chips import CHIPS, Resources, programs_on
+
+logger = logging.getLogger("lvsa.studies.bench.kernel_resources")
+
+
+TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|v_mfma_\w+?)(?=[\s._])")
+SPILL = re.compile(r"\b(?:STL|LDL)\b")
+
+# The four launches that attention is made of: tables, running state, written into, out in float32.
+LAUNCHES = {
+    "first of several blocks": (True, False, False, True),
+    "block between": (True, True, True, True),
+    "last block": (True, True, False, False),
+    "every key, at the end": (False, True, False, False),
+}
+
+
+@dataclass(frozen=True)
+class ResourcesConfig:
+    """Compiles the Triton kernel for GPUs and lists what it takes of them."""
+
+    targets: tuple[str, ...] = tuple(CHIPS)
+    """GPUs, by architecture."""
+    head_dims: tuple[int, ...] = (64, 80, 128, 256)
+    """D: channels of a head."""
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")
+    """dtypes of queries, keys and values."""
+    launches: tuple[str, ...] = tuple(LAUNCHES)
+    """Which of the launches that attention is made of."""
+    output_dir: Path = Path("outputs/kernels")
+    """Folder for kernel_resources.json and the table kernel_resources.md."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A shape on a GPU, for one launch."""
+
+    target: str
+    dtype: str
+    head_dim: int
+    launch: str
+    shape: KernelShape
+    resources: Resources
+
+    @property
+    def programs(self) -> int:
+        """Programs that fit on a processor."""
+        return programs_on(CHIPS[self.target], self.resources, self.shape.warps)
+
+    @property
+    def occupancy(self) -> float:
+        """Share of the warps that a processor can hold."""
+        return self.programs * self.shape.warps / CHIPS[self.target].warps
+
+
+def compile_kernel(
+    target: str, shape: KernelShape, dtype: torch.dtype, head_dim: int, launch: str
+) -> Any:
+    """The kernel compiled for a GPU, with strides and pointers that divide as they do in models.
+
+    Raises:
+        LVSAError: where Triton's interpreter has taken the kernel.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from lvsa.backends.triton_kernel import INTERPRETED, attend_strips
+
+    if INTERPRETED:
+        raise LVSAError("TRITON_INTERPRET is set, and what is interpreted cannot be compiled")
+    tables, state, in_place, more = LAUNCHES[launch]
+    constants = {
+        "D": head_dim,
+        "BLOCK_D": padded(head_dim),
+        "ROWS": shape.rows,
+        "KEYS": shape.keys,
+        "STRIP_ROWS": STRIP_ROWS if tables else shape.rows,
+        "BLOCK_KEYS": BLOCK_KEYS if tables else shape.keys,
+        "TABLES": tables,
+        "STATE": state,
+        "IN_PLACE": in_place,
+        "PRECISION": precision(target, head_dim),
+        "WIDEN": False,
+    }
+    element = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    types = dict.fromkeys(("q", "k", "v"), f"*{element}")
+    types |= dict.fromkeys(("lse", "state_out", "state_lse"), "*fp32")
+    types |= dict.fromkeys(("strips", "whole_blocks", "other_keys"), "*i32")
+    types |= {"out": "*fp32" if more else f"*{element}", "scale_log2": "fp32"}
+    types |= dict.fromkeys(constants, "constexpr")
+    names = attend_strips.arg_names
+    any_number = {p.name for p in attend_strips.params if p.do_not_specialize} | {"scale_log2"}
+    signature = {name: types.get(name, "i32") for name in names}
+    divisible = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if name not in constants and name not in any_number
+    }
+    source = ASTSource(
+        attend_strips,
+        signature,
+        {(names.index(name),): value for name, value in constants.items()},
+        divisible,
+    )
+    architecture = (
+        GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+        if target.startswith("sm_")
+        else GPUTarget("hip", target, 64)
+    )
+    options = {"num_warps": shape.warps, "num_stages": shape.stages, "enable_fp_fusion": True}
+    return triton.compile(source, target=architecture, options=options)
+
+
+def read_resources(compiled: Any) -> Resources:
+    """What the machine code of a compiled kernel says about itself."""
+    if "cubin" not in compiled.asm:
+        return read_amdgcn(compiled.asm["amdgcn"], compiled.metadata.shared)
+    import triton
+
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        code, usage = (
+            subprocess.run(
+                [cuobjdump, option, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for option in ("-sass", "-res-usage")
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
+    assert found, usage
+    return Resources(
+        tensor_core=dict(Counter(TENSOR_CORE.findall(code))),
+        spills=len(SPILL.findall(code)),
+        registers=int(found[1]),
+        shared=int(found[3]) + compiled.metadata.shared,
+        tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
+    )
+
+
+def read_amdgcn(code: str, shared: int) -> Resources:
+    """What AMD's assembly lists of a kernel; shared memory is a matter of its launch."""
+
+    def listed(name: str) -> int:
+        found = re.search(rf"\.{name}:\s*(\d+)", code)
+        assert found, name
+        return int(found[1])
+
+    return Resources(
+        tensor_core=dict(Counter(TENSOR_CORE.findall(code))),
+        spills=listed("vgpr_spill_count") + listed("sgpr_spill_count"),
+        # One file of registers for vectors and accumulators; the count is of both.
+        registers=listed("vgpr_count"),
+        shared=listed("group_segment_fixed_size") + shared,
+    )
+
+
+def resources(config: ResourcesConfig) -> list[Row]:
+    """Compiles all combinations, and writes the JSON and the table.
+
+    Raises:
+        LVSAError: for a GPU or a launch that is not known.
+    """
+    for given, known in ((config.targets, CHIPS), (config.launches, LAUNCHES)):
+        for name in given:
+            if name not in known:
+                raise LVSAError(f"unknown: {name!r}; known: {', '.join(known)}")
+    rows = []
+    for target, name, D, launch in itertools.product(
+        config.targets, config.dtypes, config.head_dims, config.launches
+    ):
+        dtype = getattr(torch, name)
+        shape = shape_for(target, dtype, D)
+        found = read_resources(compile_kernel(target, shape, dtype, D, launch))
+        rows.append(Row(target, name, D, launch, shape, found))
+        logger.info("%s", as_markdown(rows[-1:])[-1])
+    record = [asdict(row) | {"programs": row.programs} for row in rows]
+    write_record(config.output_dir / "kernel_resources.json", {"rows": record})
+    table = config.output_dir / "kernel_resources.md"
+    table.write_text("\n".join(as_markdown(rows)) + "\n")
+    logger.info("wrote %s", table)
+    return rows
+
+
+HEADER = (
+    "| GPU | dtype | D | queries × keys | warps | stages | tensor-core instructions | spills "
+    "| registers | shared KiB | programs a processor | warps of those it holds |"
+)
+
+
+def as_markdown(rows: Sequence[Row]) -> list[str]:
+    """Lines of a table; of the launches of a shape the most that any takes."""
+    lines = [HEADER, "|---|---|--:|---|--:|--:|---|--:|--:|--:|--:|--:|"]
+    for (target, dtype, D), group in itertools.groupby(
+        rows, key=lambda row: (row.target, row.dtype, row.head_dim)
+    ):
+        launches = list(group)
+        shape = launches[0].shape
+        tensor_core = Counter[str]()
+        for row in launches:
+            tensor_core |= Counter(row.resources.tensor_core)
+        lines.append(
+            f"| {target} ({CHIPS[target].name}) | {dtype} | {D} | {shape.rows} × {shape.keys} "
+            f"| {shape.warps} | {shape.stages} "
+            f"| {', '.join(f'{n} {name}' for name, n in tensor_core.items())} "
+            f"| {max(row.resources.spills for row in launches)} "
+            f"| {max(row.resources.registers for row in launches)} "
+            f"| {max(row.resources.shared for row in launches) / 1024:.0f} "
+            f"| {min(row.programs for row in launches)} "
+            f"| {min(row.occupancy for row in launches):.0%} |"
+        )
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    sys.exit(run_reporting(lambda _: resources(tyro.cli(ResourcesConfig, args=argv))))
+
+
+if __name__ == "__main__":
+    main()
