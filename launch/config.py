@@ -102,7 +102,7 @@ class AttentionConfig:
     riflex_ratio: float | None = None
     """Length of the video over the training horizon, for --riflex. Default: the true ratio."""
     backend: str = "auto"
-    """Attention kernel: sdpa, flashinfer, npu, math, or auto, which picks one by device and dtype.
+    """Attention kernel: triton, sdpa, flashinfer, npu, math, or auto: one by device and dtype.
     One that is missing is an error, never replaced."""
 
 
