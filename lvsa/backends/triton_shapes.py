@@ -1,9 +1,10 @@
 """Shapes of the Triton kernel: how much it computes at a time, on which GPU.
 
-Each compiles for its GPUs into tensor-core instructions without spilled registers, as
-`studies/bench/kernel_resources.py` shows. Where several do, the choice follows what PyTorch
-measured for FlexAttention, whose inner loop is the same (the defaults in PyTorch 2.13's
-torch/_inductor/template_heuristics/triton.py). On no GPU have they been timed here.
+Each compiles for its GPUs without spilled registers, at the head dimensions 64, 80, 96, 128 and
+256 and in every launch that attention is made of, and into tensor-core instructions but for
+float32 above 128 channels: `studies/bench/kernel_resources.py` shows it. What PyTorch measured for
+FlexAttention, whose inner loop is the same, was tried first (its defaults in PyTorch 2.13's
+torch/_inductor/template_heuristics/triton.py). On no GPU have these shapes been timed.
 """
 
 from typing import NamedTuple
@@ -29,46 +30,65 @@ class KernelShape(NamedTuple):
     stages: int
 
 
-# By generation, then by padded head dimension and bytes of an element.
+# By generation, then by the largest head dimension that a shape serves and bytes of an element.
+# Head dimensions that are padded to 128 take masks, and so more registers than 128 itself.
 SHAPES: dict[str, dict[tuple[int, int], KernelShape]] = {
     "sm_80": {
         (64, 2): KernelShape(128, 64, 8, 3),
+        (127, 2): KernelShape(128, 32, 8, 3),
         (128, 2): KernelShape(128, 64, 8, 3),
-        (256, 2): KernelShape(64, 32, 4, 2),
+        (256, 2): KernelShape(64, 32, 8, 2),
         (64, 4): KernelShape(64, 16, 4, 2),
-        (128, 4): KernelShape(32, 16, 4, 2),
-        (256, 4): KernelShape(16, 16, 8, 2),
+        (127, 4): KernelShape(32, 16, 8, 2),
+        (128, 4): KernelShape(32, 16, 8, 2),
+        (256, 4): KernelShape(32, 16, 8, 2),
     },
     "sm_90": {
-        (64, 2): KernelShape(128, 64, 4, 3),
+        (64, 2): KernelShape(128, 64, 8, 3),
+        (127, 2): KernelShape(128, 64, 8, 3),
         (128, 2): KernelShape(128, 64, 8, 3),
-        (256, 2): KernelShape(128, 32, 8, 3),
+        (256, 2): KernelShape(64, 32, 8, 3),
         (64, 4): KernelShape(128, 32, 8, 2),
-        (128, 4): KernelShape(128, 16, 8, 2),
-        (256, 4): KernelShape(16, 16, 8, 2),
+        (127, 4): KernelShape(32, 16, 8, 2),
+        (128, 4): KernelShape(32, 16, 8, 2),
+        (256, 4): KernelShape(32, 16, 8, 2),
     },
     "sm_100": {
-        (64, 2): KernelShape(128, 64, 4, 3),
+        (64, 2): KernelShape(128, 64, 8, 3),
+        (127, 2): KernelShape(128, 64, 8, 3),
         (128, 2): KernelShape(128, 64, 8, 3),
-        (256, 2): KernelShape(64, 32, 4, 3),
+        (256, 2): KernelShape(64, 32, 8, 3),
         (64, 4): KernelShape(64, 16, 4, 2),
-        (128, 4): KernelShape(32, 16, 4, 2),
-        (256, 4): KernelShape(16, 16, 8, 2),
+        (127, 4): KernelShape(32, 16, 8, 2),
+        (128, 4): KernelShape(32, 16, 8, 2),
+        (256, 4): KernelShape(32, 16, 8, 2),
+    },
+    "sm_120": {
+        (64, 2): KernelShape(128, 64, 8, 3),
+        (127, 2): KernelShape(128, 32, 8, 3),
+        (128, 2): KernelShape(128, 32, 8, 3),
+        (256, 2): KernelShape(64, 32, 8, 2),
+        (64, 4): KernelShape(64, 16, 4, 2),
+        (127, 4): KernelShape(32, 16, 8, 2),
+        (128, 4): KernelShape(32, 16, 8, 2),
+        (256, 4): KernelShape(32, 16, 8, 2),
     },
     "gfx942": {
         (64, 2): KernelShape(64, 64, 8, 2),
+        (127, 2): KernelShape(64, 64, 8, 2),
         (128, 2): KernelShape(64, 64, 8, 2),
         (256, 2): KernelShape(64, 32, 8, 2),
         (64, 4): KernelShape(128, 32, 4, 1),
+        (127, 4): KernelShape(64, 32, 4, 1),
         (128, 4): KernelShape(64, 32, 4, 1),
         (256, 4): KernelShape(64, 16, 8, 1),
     },
     "interpreter": {
-        (D, size): KernelShape(128, 128, 4, 1) for D in (64, 128, 256) for size in (2, 4)
+        (most, size): KernelShape(128, 128, 4, 1) for most in (64, 127, 128, 256) for size in (2, 4)
     },
 }
-# Which GPUs run the shapes of which generation. Those of sm_80 keep to the 99 KiB of shared
-# memory that consumer cards give a program.
+# Which GPUs run the shapes of which generation. Those of sm_80 and sm_120 keep to the 99 KiB of
+# shared memory that consumer cards give a program.
 GENERATIONS = {
     "sm_80": "sm_80",
     "sm_86": "sm_80",
@@ -76,7 +96,7 @@ GENERATIONS = {
     "sm_90": "sm_90",
     "sm_100": "sm_100",
     "sm_103": "sm_100",
-    "sm_120": "sm_80",
+    "sm_120": "sm_120",
     "gfx942": "gfx942",
     "interpreter": "interpreter",
 }
@@ -137,7 +157,9 @@ def shape_for(target: str, dtype: torch.dtype, head_dim: int) -> KernelShape:
             f"backend 'triton' takes {', '.join(map(str, DTYPES))} and head dimensions up to "
             f"{MOST_CHANNELS}, not {dtype} with head dimension {head_dim}; use --backend math"
         )
-    return SHAPES[GENERATIONS[target]][max(64, padded(head_dim)), dtype.itemsize]
+    shapes = SHAPES[GENERATIONS[target]]
+    most = min(most for most, size in shapes if size == dtype.itemsize and head_dim <= most)
+    return shapes[most, dtype.itemsize]
 
 
 def precision(target: str, head_dim: int) -> str:

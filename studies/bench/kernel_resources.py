@@ -50,7 +50,7 @@ class ResourcesConfig:
 
     targets: tuple[str, ...] = tuple(CHIPS)
     """GPUs, by architecture."""
-    head_dims: tuple[int, ...] = (64, 80, 128, 256)
+    head_dims: tuple[int, ...] = (64, 80, 96, 128, 256)
     """D: channels of a head."""
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
     """dtypes of queries, keys and values."""

@@ -1,5 +1,6 @@
 """The Triton kernel as GPUs would run it: compiled without one, and held to what a chip has."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from lvsa.backends.triton_shapes import GENERATIONS, SHAPES
+from lvsa.backends.triton_shapes import GENERATIONS, SHAPES, shape_for
 from lvsa.errors import LVSAError
 from lvsa.studies.bench.chips import CHIPS, Resources, programs_on
 from lvsa.studies.bench.kernel_resources import (
@@ -64,7 +66,7 @@ def test_compiles_into_tensor_core_instructions_within_the_chip(
 def test_every_generation_has_all_head_dimensions_and_a_chip() -> None:
     assert {*GENERATIONS.values()} == {*SHAPES}
     for shapes in SHAPES.values():
-        assert {*shapes} == {(D, size) for D in (64, 128, 256) for size in (2, 4)}
+        assert {*shapes} == {(most, size) for most in (64, 127, 128, 256) for size in (2, 4)}
     assert {*CHIPS} <= {*GENERATIONS}
     assert {GENERATIONS[target] for target in CHIPS} == {*SHAPES} - {"interpreter"}
 
@@ -127,3 +129,20 @@ def test_unknown_names(config: ResourcesConfig) -> None:
 def test_what_is_interpreted_cannot_be_compiled(tmp_path: Path) -> None:
     with refuses(LVSAError, "TRITON_INTERPRET"):
         resources(ResourcesConfig(targets=("sm_80",), output_dir=tmp_path))
+
+
+def test_the_table_in_the_docs_is_of_these_shapes() -> None:
+    lines = (ROOT / "docs/kernels.md").read_text().splitlines()
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[lines.index(HEADER) + 2 :])
+    shown = set()
+    for row in rows:
+        gpu, dtype, head_dim, block, warps, stages, _, spills, *_ = (
+            cell.strip() for cell in row.strip("|").split("|")
+        )
+        target = gpu.split()[0]
+        shape = shape_for(target, getattr(torch, dtype), int(head_dim))
+        held = (f"{shape.rows} × {shape.keys}", str(shape.warps), str(shape.stages))
+        assert (block, warps, stages, spills) == (*held, "0")
+        shown.add((target, dtype, int(head_dim)))
+    config = ResourcesConfig()
+    assert shown == {*itertools.product(CHIPS, config.dtypes, config.head_dims)}
