@@ -77,7 +77,7 @@ def parse(argv: Sequence[str] | None = None, quiet: bool = False) -> GenerateCon
             raise LVSAError(f"\n{complaint.getvalue().strip()}") from None
         raise
     if line.help_models:
-        from lvsa.launch.models import models_table
+        from lvsa.launch.loading.models import models_table
 
         _print("" if quiet else models_table())
         raise SystemExit(0)

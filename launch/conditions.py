@@ -9,8 +9,8 @@ from PIL import Image
 
 from lvsa.adapters.base import ModelAdapter
 from lvsa.errors import GridError
-from lvsa.launch.images import read_image
-from lvsa.launch.media import (
+from lvsa.launch.media.images import read_image
+from lvsa.launch.media.videos import (
     SMALL_LOSS,
     Size,
     fit,

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from lvsa.launch.arguments import parse
 from lvsa.launch.config import GenerateConfig
-from lvsa.launch.environment import Place
-from lvsa.launch.reporting import run_reporting
+from lvsa.launch.processes.environment import Place
+from lvsa.launch.processes.reporting import run_reporting
 
 if TYPE_CHECKING:
-    from lvsa.launch.runtime import Runtime
+    from lvsa.launch.processes.runtime import Runtime
 
 logger = logging.getLogger("lvsa.launch.generate")
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def work(place: Place) -> None:
         config = parse(argv, quiet=not place.first)
-        from lvsa.launch.runtime import start
+        from lvsa.launch.processes.runtime import start
 
         with start(config.processes, place) as runtime:
             run(config, runtime)
@@ -45,16 +45,16 @@ def run(config: GenerateConfig, runtime: "Runtime") -> Any:
     # torch, diffusers and transformers come with these: seconds, for arguments that hold.
     from lvsa.adapters.install.enable import enable
     from lvsa.comm import check_agreement
-    from lvsa.launch.encoder import check_encoder, write_video
     from lvsa.launch.inputs import call_arguments
     from lvsa.launch.job import make_job
+    from lvsa.launch.loading.weights import load_pipeline
+    from lvsa.launch.media.encoder import check_encoder, write_video
     from lvsa.launch.meter import StepTimer, Stopwatch
-    from lvsa.launch.output import output_stem, versions, write_record
     from lvsa.launch.prompts import telling_truncation
-    from lvsa.launch.provenance import Later, provenance
-    from lvsa.launch.record import make_record, rank_facts
+    from lvsa.launch.records.output import output_stem, versions, write_record
+    from lvsa.launch.records.provenance import Later, provenance
+    from lvsa.launch.records.record import make_record, rank_facts
     from lvsa.launch.report import tell
-    from lvsa.launch.weights import load_pipeline
 
     check_agreement(config.as_dict(), runtime.group)
     check_agreement(versions(), runtime.group, what="versions of packages")

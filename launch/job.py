@@ -14,8 +14,8 @@ from lvsa.backends import get_backend
 from lvsa.errors import BackendUnavailable, CheckpointError, LVSAError
 from lvsa.launch.config import GenerateConfig, ProcessesConfig
 from lvsa.launch.inputs import Request, call_arguments, make_request
-from lvsa.launch.models import ModelSource, find_model
-from lvsa.launch.skeleton import BROKEN_CONFIG, defaults_for, skeleton_pipeline
+from lvsa.launch.loading.models import ModelSource, find_model
+from lvsa.launch.loading.skeleton import BROKEN_CONFIG, defaults_for, skeleton_pipeline
 from lvsa.pattern import FrameMatrices, Pattern, dense
 from lvsa.settings import flag
 from lvsa.shards import FrameGrid, Shards

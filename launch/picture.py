@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lvsa.launch.output import written_whole
+from lvsa.launch.records.output import written_whole
 from lvsa.pattern import Pattern
 
 if TYPE_CHECKING:

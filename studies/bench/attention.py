@@ -27,9 +27,9 @@ from lvsa.attention import LVSAttention
 from lvsa.errors import DivisibilityError, LVSAError
 from lvsa.keyframes import PLACEMENTS, Placement
 from lvsa.launch.config import DeviceName, ExchangeName
-from lvsa.launch.output import versions, write_record
-from lvsa.launch.reporting import run_reporting
-from lvsa.launch.runtime import pick_device
+from lvsa.launch.processes.reporting import run_reporting
+from lvsa.launch.processes.runtime import pick_device
+from lvsa.launch.records.output import versions, write_record
 from lvsa.pattern import dense
 from lvsa.shards import FrameGrid, Shards
 from lvsa.studies.bench import chart

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lvsa.launch.output import written_whole
+from lvsa.launch.records.output import written_whole
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -24,8 +24,8 @@ import tyro
 
 from lvsa.backends.triton_shapes import KernelShape, padded, precision, shape_for
 from lvsa.errors import LVSAError
-from lvsa.launch.output import write_record
-from lvsa.launch.reporting import run_reporting
+from lvsa.launch.processes.reporting import run_reporting
+from lvsa.launch.records.output import write_record
 from lvsa.strips import BLOCK_KEYS, STRIP_ROWS
 from lvsa.studies.bench.chips import CHIPS, Resources, programs_on
 

@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from lvsa.launch.runtime import collective_backends, pick_device
+from lvsa.launch.processes.runtime import collective_backends, pick_device
 
 TIMEOUT = timedelta(minutes=10)
 

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.errors import LVSAError
-from lvsa.launch.output import written_whole
-from lvsa.launch.reporting import run_reporting
+from lvsa.launch.processes.reporting import run_reporting
+from lvsa.launch.records.output import written_whole
 from lvsa.settings import flag
 from lvsa.studies.quality.generation import generate, load
 from lvsa.studies.quality.measures import measure

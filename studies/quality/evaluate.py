@@ -14,10 +14,10 @@ import numpy as np
 import tyro
 
 from lvsa.errors import LVSAError
-from lvsa.launch.environment import Place
-from lvsa.launch.media import read_video
-from lvsa.launch.output import written_whole
-from lvsa.launch.reporting import run_reporting
+from lvsa.launch.media.videos import read_video
+from lvsa.launch.processes.environment import Place
+from lvsa.launch.processes.reporting import run_reporting
+from lvsa.launch.records.output import written_whole
 from lvsa.studies.quality.measures import Quality, measure
 
 COLUMNS = ("frames", "frozen", "loop", "path", "span", "persistence", "motion", "color", "shape")

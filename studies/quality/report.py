@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lvsa.errors import LVSAError
-from lvsa.launch.output import written_whole
+from lvsa.launch.records.output import written_whole
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 """Marks in ``quality.md`` between which the results stand."""

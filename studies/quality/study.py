@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.errors import LVSAError
-from lvsa.launch.environment import Place
-from lvsa.launch.output import written_whole
-from lvsa.launch.reporting import run_reporting
+from lvsa.launch.processes.environment import Place
+from lvsa.launch.processes.reporting import run_reporting
+from lvsa.launch.records.output import written_whole
 from lvsa.settings import flag
 from lvsa.studies.quality import report
 from lvsa.studies.quality.generation import VARIANTS, generate, load, video_frames

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lvsa.errors import LVSAError
-from lvsa.launch.output import written_whole
+from lvsa.launch.records.output import written_whole
 
 logger = logging.getLogger(__name__)
 

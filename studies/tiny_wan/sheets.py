@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lvsa.launch.output import written_whole
+from lvsa.launch.records.output import written_whole
 
 
 def save_sheet(videos: Tensor, path: Path, columns: int = 9) -> None:

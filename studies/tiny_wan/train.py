@@ -20,8 +20,8 @@ from torch import Tensor
 from lvsa.adapters.checkpoints.wan import TINY_WAN
 from lvsa.errors import LVSAError
 from lvsa.launch.config import DeviceName
-from lvsa.launch.reporting import run_reporting
-from lvsa.launch.runtime import pick_device
+from lvsa.launch.processes.reporting import run_reporting
+from lvsa.launch.processes.runtime import pick_device
 from lvsa.studies.tiny_wan import export, sheets
 from lvsa.studies.tiny_wan.card import model_card
 from lvsa.studies.tiny_wan.clips import SIZE

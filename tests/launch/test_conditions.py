@@ -11,9 +11,9 @@ from lvsa.adapters import get_adapter
 from lvsa.errors import LVSAError
 from lvsa.launch.arguments import parse
 from lvsa.launch.conditions import Conditions
-from lvsa.launch.encoder import write_video
 from lvsa.launch.job import make_job
-from lvsa.launch.media import share_cropped
+from lvsa.launch.media.encoder import write_video
+from lvsa.launch.media.videos import share_cropped
 from tests.support import tiny_cogvideox, tiny_hunyuan, tiny_wan_family
 from tests.support.errors import refuses
 from tests.support.launched import launched
@@ -159,7 +159,7 @@ def test_one_rank_reads_for_all(models, files, tmp_path):
 
 
 def missing(rank, world, arguments):
-    from lvsa.launch.reporting import SharedError
+    from lvsa.launch.processes.reporting import SharedError
 
     with refuses(SharedError, "none.png"):
         launched(rank, world, arguments)

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from lvsa.errors import LVSAError
-from lvsa.launch import generate, weights
+from lvsa.launch import generate
 from lvsa.launch.arguments import parse
-from lvsa.launch.encoder import check_encoder, write_video
-from lvsa.launch.ffmpeg import FFmpegError, count_frames, executable
-from lvsa.launch.output import OutputError, write_record
-from lvsa.launch.runtime import Runtime
+from lvsa.launch.loading import weights
+from lvsa.launch.media.encoder import check_encoder, write_video
+from lvsa.launch.media.ffmpeg import FFmpegError, count_frames, executable
+from lvsa.launch.processes.runtime import Runtime
+from lvsa.launch.records.output import OutputError, write_record
 from tests.support.errors import refuses
 from tests.support.launched import launched
 from tests.support.ranks import PRELOAD

@@ -3,7 +3,7 @@
 import pytest
 
 from lvsa.errors import LVSAError
-from lvsa.launch.environment import Place, place_of, rank_of
+from lvsa.launch.processes.environment import Place, place_of, rank_of
 from tests.support.errors import refuses
 
 TORCHRUN = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "node7",

@@ -10,7 +10,7 @@ import pytest
 
 from lvsa.errors import RankMismatch
 from lvsa.launch import job
-from lvsa.launch.provenance import code_version, folder_digests
+from lvsa.launch.records.provenance import code_version, folder_digests
 from tests.support.errors import refuses
 from tests.support.launched import launched, python, torchrun
 from tests.support.ranks import run_ranks
@@ -103,7 +103,7 @@ def test_encoders_are_loaded_where_they_run(model, tmp_path):
 
 
 def encoders(rank, world, arguments):
-    from lvsa.launch import weights
+    from lvsa.launch.loading import weights
 
     loaded = []
     load = weights.load_pipeline
@@ -180,8 +180,8 @@ def test_ranks_with_other_settings_stop(model, tmp_path):
 
 
 def only_here(rank, world, model, folder):
-    from lvsa.launch import models
-    from lvsa.launch.reporting import SharedError
+    from lvsa.launch.loading import models
+    from lvsa.launch.processes.reporting import SharedError
 
     # All ranks agreed on the settings; the node of one of them just lacks the directory.
     find = models.find_model
@@ -196,7 +196,8 @@ def test_a_mistake_on_one_rank_stops_all_and_names_it(model, tmp_path):
 
 FAILING = """
 import os
-from lvsa.launch import generate, weights
+from lvsa.launch import generate
+from lvsa.launch.loading import weights
 
 if os.environ["RANK"] == "1":
     def load_pipeline(*args, **options):

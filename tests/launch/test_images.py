@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from lvsa.errors import LVSAError
-from lvsa.launch.images import read_image
+from lvsa.launch.media.images import read_image
 from tests.support.errors import refuses
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -18,8 +18,8 @@ from lvsa.errors import (
 )
 from lvsa.launch.arguments import parse
 from lvsa.launch.job import make_job, without_effect
-from lvsa.launch.models import ASSETS, find_model
-from lvsa.launch.skeleton import skeleton_pipeline
+from lvsa.launch.loading.models import ASSETS, find_model
+from lvsa.launch.loading.skeleton import skeleton_pipeline
 from tests.support.errors import refuses
 from tests.support.tiny import saved, wan_pipeline
 from tests.support.tiny_wan_family import skyreels, wan_22_i2v, wan_vace

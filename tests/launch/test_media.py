@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from lvsa.errors import LVSAError
-from lvsa.launch.encoder import write_video
-from lvsa.launch.ffmpeg import executable
-from lvsa.launch.media import fit, read_video, share_cropped, size_for_image, video_facts
+from lvsa.launch.media.encoder import write_video
+from lvsa.launch.media.ffmpeg import executable
+from lvsa.launch.media.videos import fit, read_video, share_cropped, size_for_image, video_facts
 from tests.support.errors import refuses
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lvsa.errors import LVSAError
 from lvsa.launch.config import GenerateConfig, OutputConfig
-from lvsa.launch.output import OutputError, output_stem, write_record, written_whole
+from lvsa.launch.records.output import OutputError, output_stem, write_record, written_whole
 from tests.support.errors import refuses
 
 

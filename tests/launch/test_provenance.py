@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from lvsa.errors import RankMismatch
-from lvsa.launch import output, provenance
 from lvsa.launch.arguments import parse
 from lvsa.launch.config import GenerateConfig
 from lvsa.launch.job import make_job
-from lvsa.launch.provenance import Later, code_version, digest, folder_digests, hardware
+from lvsa.launch.records import output, provenance
+from lvsa.launch.records.provenance import Later, code_version, digest, folder_digests, hardware
 from tests.support.errors import refuses
 from tests.support.launched import launched
 from tests.support.ranks import run_ranks

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from lvsa.adapters import adapter_for
 from lvsa.errors import CheckpointError
-from lvsa.launch.models import find_model
-from lvsa.launch.weights import load_pipeline, networks
+from lvsa.launch.loading.models import find_model
+from lvsa.launch.loading.weights import load_pipeline, networks
 from tests.support.errors import refuses
 from tests.support.tiny import saved, wan_pipeline
 
@@ -122,7 +122,9 @@ def test_a_component_without_the_variant_is_read_plain_and_said(folder, caplog):
     path = folder / "vae" / FILES["vae"]
     path.rename(path.with_suffix(".fp16.safetensors"))
     load(folder, variant="fp16")
-    plain = {record.args for record in caplog.records if record.name == "lvsa.launch.weights"}
+    plain = {
+        record.args for record in caplog.records if record.name == "lvsa.launch.loading.weights"
+    }
     assert plain == {("text_encoder", "fp16"), ("transformer", "fp16")}
 
 

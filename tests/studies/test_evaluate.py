@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from lvsa.errors import LVSAError
-from lvsa.launch.encoder import write_video
+from lvsa.launch.media.encoder import write_video
 from lvsa.studies.quality import evaluate
 from tests.support.drawn import orbit, still, video_of
 from tests.support.errors import refuses

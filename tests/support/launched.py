@@ -19,10 +19,11 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
 
     With ``latents`` nothing is decoded, also not on rank 0, and no file is written.
     """
-    from lvsa.launch import encoder, inputs
+    from lvsa.launch import inputs
     from lvsa.launch.arguments import parse
     from lvsa.launch.generate import run
-    from lvsa.launch.runtime import Runtime
+    from lvsa.launch.media import encoder
+    from lvsa.launch.processes.runtime import Runtime
 
     store = dist.distributed_c10d._get_default_store() if world > 1 else None
     runtime = Runtime(rank, world, torch.device("cpu"), store)

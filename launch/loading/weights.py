@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from lvsa.adapters.base import ModelAdapter
 from lvsa.errors import CheckpointError
-from lvsa.launch.models import ModelSource, check_folder
+from lvsa.launch.loading.models import ModelSource, check_folder
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from lvsa.errors import CheckpointError, UnknownModel
 
 logger = logging.getLogger(__name__)
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
 INDEX = "model_index.json"
 COMPONENTS = ("transformer", "vae", "scheduler", "guider", "text_encoder", "tokenizer", "image_")
 # Enough of a repository to know its geometry: some kilobytes.

@@ -8,7 +8,7 @@ import diffusers
 import torch
 
 from lvsa.errors import CheckpointError, UnknownModel
-from lvsa.launch.models import ModelSource, check_folder
+from lvsa.launch.loading.models import ModelSource, check_folder
 
 if TYPE_CHECKING:
     from lvsa.adapters.base import ModelAdapter

@@ -18,7 +18,7 @@ from lvsa.launch.job import Job
 
 Result = TypeVar("Result")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Later(Generic[Result]):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lvsa.errors import LVSAError
-from lvsa.launch.ffmpeg import Child, FFmpegError, running
+from lvsa.launch.media.ffmpeg import Child, FFmpegError, running
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lvsa.errors import LVSAError
 from lvsa.launch.config import ProcessesConfig
-from lvsa.launch.environment import Place
-from lvsa.launch.reporting import SharedError
+from lvsa.launch.processes.environment import Place
+from lvsa.launch.processes.reporting import SharedError
 
 Result = TypeVar("Result")
 

@@ -6,10 +6,10 @@ from typing import Any
 from lvsa.adapters.install.enable import LVSASession
 from lvsa.launch.job import Job
 from lvsa.launch.meter import StepTimer, peak_memory_bytes
-from lvsa.launch.output import versions
-from lvsa.launch.provenance import hardware
+from lvsa.launch.processes.runtime import Runtime
+from lvsa.launch.records.output import versions
+from lvsa.launch.records.provenance import hardware
 from lvsa.launch.report import attention_flops, pattern_facts, received_bytes
-from lvsa.launch.runtime import Runtime
 
 
 def rank_facts(

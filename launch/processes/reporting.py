@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lvsa.errors import LVSAError, RankMismatch
-from lvsa.launch.environment import Place, place_of, rank_of
+from lvsa.launch.processes.environment import Place, place_of, rank_of
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lvsa.launch.ffmpeg import FFmpegError, count_frames, running
-from lvsa.launch.output import OutputError, signals_raise, written_whole
+from lvsa.launch.media.ffmpeg import FFmpegError, count_frames, running
+from lvsa.launch.records.output import OutputError, signals_raise, written_whole
 
 logger = logging.getLogger(__name__)
 
