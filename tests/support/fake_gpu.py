@@ -1,9 +1,4 @@
-"""CUDA tensors without a GPU: shapes, dtypes, strides and devices, no data.
-
-PyTorch's fake tensors take a CUDA device on a build without CUDA. Some calls ask the device's
-runtime before they reach the dispatcher (indexing, ``copy_``, ``contiguous``): they are put in
-other words here.
-"""
+"""CUDA tensors without a GPU, and a note of the attention operators that they pass through."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 
 from lvsa.layout import BlockLayout
+from lvsa.studies.bench.fake_gpu import WithoutRuntime
 
 
 class Attention(FakeTensorMode):
@@ -38,50 +33,10 @@ class Attention(FakeTensorMode):
         return super().__torch_dispatch__(function, types, args, kwargs)
 
 
-class _WithoutRuntime(TorchFunctionMode):
-    """Indexing, ``copy_`` and ``contiguous`` through operators that fake tensors know."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
-        if function is Tensor.__getitem__:
-            return _index(*args)
-        if function is Tensor.__setitem__:
-            target, value = _index(*args[:2]), args[2]
-            return _copy(target, value) if isinstance(value, Tensor) else target.fill_(value)
-        if function is Tensor.copy_:
-            return _copy(*args)
-        if function is Tensor.contiguous:
-            return args[0].clone(memory_format=torch.contiguous_format)
-        return function(*args, **(kwargs or {}))
-
-
-_copy = torch.ops.aten.copy_.default
-
-
-def _index(x: Tensor, index: Any) -> Tensor:
-    """``x[index]`` for slices, integers, None and one ellipsis."""
-    items = list(index) if isinstance(index, tuple) else [index]
-    if Ellipsis in items:
-        at = items.index(Ellipsis)
-        given = sum(item is not None for item in items) - 1
-        items[at : at + 1] = [slice(None)] * (x.dim() - given)
-    dim = 0
-    for item in items:
-        if item is None:
-            x = x.unsqueeze(dim)
-        elif isinstance(item, slice):
-            start, stop, step = item.indices(x.shape[dim])
-            x = torch.ops.aten.slice(x, dim, start, stop, step)
-        else:
-            x = torch.ops.aten.select(x, dim, item)
-            continue
-        dim += 1
-    return x
-
-
 @contextmanager
 def fake_gpu() -> Iterator[Attention]:
     """A block in which tensors can be made on the device ``cuda``."""
-    with Attention() as mode, _WithoutRuntime():
+    with Attention() as mode, WithoutRuntime():
         yield mode
 
 
