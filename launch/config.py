@@ -101,6 +101,9 @@ class AttentionConfig:
     """Lower the temporal RoPE frequency that makes long videos repeat themselves (RIFLEx)."""
     riflex_ratio: float | None = None
     """Length of the video over the training horizon, for --riflex. Default: the true ratio."""
+    riflex_k: Annotated[int | None, Range(1, 1_000)] = None
+    """Which temporal frequency --riflex lowers, counted from 1. Default: the one that RIFLEx's
+    authors name for the model."""
     backend: str = "auto"
     """Attention kernel: triton, sdpa, flashinfer, npu, math, or auto: one by device and dtype.
     One that is missing is an error, never replaced."""

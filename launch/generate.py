@@ -99,6 +99,7 @@ def run(config: GenerateConfig, runtime: "Runtime") -> Any:
         adapter=job.adapter,
         riflex=config.attention.riflex,
         riflex_ratio=config.attention.riflex_ratio if config.attention.riflex else None,
+        riflex_k=config.attention.riflex_k if config.attention.riflex else None,
     )
     with lvsa as session, telling_truncation(pipe):
         session.clock.listeners.append(steps)

@@ -9,7 +9,7 @@ import torch
 from lvsa.adapters import adapter_for
 from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.install.grids import make_pattern
-from lvsa.adapters.install.rope_patch import check_riflex
+from lvsa.adapters.install.rope_patch import RIFLExOptions, check_riflex, without_change
 from lvsa.backends import get_backend
 from lvsa.errors import BackendUnavailable, CheckpointError, LVSAError
 from lvsa.launch.config import GenerateConfig, ProcessesConfig
@@ -130,8 +130,7 @@ def make_job(
         world=world,
     )
     if config.attention.riflex:
-        ratio = config.attention.riflex_ratio
-        check_riflex(adapter.transformers(skeleton), job.horizon, ratio)
+        check_riflex(adapter.transformers(skeleton), job.horizon, _riflex(config))
     if not config.output.dry_run:
         # A dry run tells what would divide; anything else cannot go on.
         _ = job.shards
@@ -191,6 +190,20 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def _riflex(config: GenerateConfig) -> RIFLExOptions:
+    return RIFLExOptions(config.attention.riflex_ratio, config.attention.riflex_k)
+
+
+def _riflex_changes_nothing(job: Job) -> list[tuple[bool, str]]:
+    """Why --riflex changes nothing. A run says so by itself, when it comes to the video."""
+    if not job.config.attention.riflex or not job.config.output.dry_run:
+        return []
+    options, transformers = _riflex(job.config), job.adapter.transformers(job.skeleton)
+    targets = check_riflex(transformers, job.horizon, options)
+    reason = without_change(targets, job.grid.frames, job.horizon, options)
+    return [(reason is not None, f"--riflex: {reason}")]
+
+
 def without_effect(job: Job) -> list[str]:
     """Settings that were given and change nothing for this job, each with the reason."""
     config, steps, guidance = job.config, job.request.steps, job.request.guidance
@@ -217,6 +230,11 @@ def without_effect(job: Job) -> list[str]:
             attention.riflex_ratio is not None and not attention.riflex,
             "--riflex-ratio: needs --riflex",
         ),
+        (
+            attention.riflex_k is not None and not attention.riflex,
+            "--riflex-k: needs --riflex",
+        ),
+        *_riflex_changes_nothing(job),
         (video.strength is not None and video.video is None, "--strength: needs --video"),
         (
             config.model.revision is not None and not job.source.on_hub,

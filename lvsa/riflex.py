@@ -2,16 +2,16 @@
 
 Zhao et al., "RIFLEx: A Free Lunch for Length Extrapolation in Video Diffusion Transformers"
 (arXiv 2502.15894). Component j = 1 … d/2 of a temporal RoPE of d dimensions turns by θ_j radians
-a latent frame and comes back after the period N_j = 2π/θ_j. A video longer than the period of the
-intrinsic component k repeats itself; k is the one whose period is nearest the frame where the
-first repetition is seen:
+a latent frame and comes back after the period N_j = 2π/θ_j (Eq. 4). A video longer than the period
+of one of them, the intrinsic component k, repeats itself. Its frequency is lowered until the whole
+video stays within one period, θ'_k ≤ 2π/L_test (Eq. 8); the authors' code
+(https://github.com/thu-ml/DiT-Extrapolation, formerly RIFLEx) leaves a tenth to spare, and changes
+nothing in a video that is no longer than N_k:
 
-    k = argmin_j |N_j − N|                                   (Eq. 7)
+    θ'_k = 0.9 · 2π / L_test    where L_test > N_k
 
-Its frequency is lowered until the whole video stays within one period, θ'_k ≤ 2π/L_test (Eq. 8),
-in the authors' code with a tenth to spare:
-
-    θ'_k = 0.9 · 2π / L_test
+k belongs to a model. The paper proposes the component whose period is nearest the latent frame
+where the first repetition is seen (Eq. 7); see `lvsa.adapters.install.rope_patch` for each model's.
 
 Everything here counts latent frames and knows no model.
 """
@@ -42,21 +42,31 @@ def periods(frequencies: Tensor) -> Tensor:
     return 2 * math.pi / frequencies
 
 
-def intrinsic_index(frequencies: Tensor, length: float) -> int:
-    """k, counted from 1: the component whose period is nearest a length (Eq. 7).
+def exceeded(frequencies: Tensor, test_frames: float) -> list[int]:
+    """Components, counted from 1, whose period a video of this length is longer than.
 
-    Args:
-        frequencies: ``[dim/2]``, radians per latent frame.
-        length: latent frames until a video repeats itself, as observed on the model.
+    Periods are rounded to whole latent frames, as in the authors' code.
     """
-    return int((periods(frequencies) - length).abs().argmin()) + 1
+    return [j for j, n in enumerate(periods(frequencies).tolist(), 1) if test_frames > round(n)]
+
+
+def check_component(frequencies: Tensor, k: int) -> None:
+    """Stops for a component that is not there.
+
+    Raises:
+        LVSAError: names the nearest one.
+    """
+    if not 1 <= k <= len(frequencies):
+        raise LVSAError(
+            f"riflex_k is {k}; the temporal rotary embedding has components 1 to "
+            f"{len(frequencies)}. Nearest: {1 if k < 1 else len(frequencies)}"
+        )
 
 
 def adjusted_frequencies(frequencies: Tensor, k: int, test_frames: float) -> Tensor:
     """The frequencies with component k low enough for a video of this length.
 
-    A component that turns slowly enough already is left as it is: frequencies are lowered, never
-    raised.
+    They are as they were where the video is no longer than the component's period.
 
     Args:
         frequencies: ``[dim/2]``, radians per latent frame.
@@ -64,10 +74,12 @@ def adjusted_frequencies(frequencies: Tensor, k: int, test_frames: float) -> Ten
         test_frames: L_test, latent frames of the video.
 
     Raises:
-        LVSAError: for a length that is not a positive number.
+        LVSAError: for a length that is not a positive number, or a component that is not there.
     """
     if not (test_frames > 0 and math.isfinite(test_frames)):
         raise LVSAError(f"RIFLEx needs a positive number of latent frames; got {test_frames}")
+    check_component(frequencies, k)
     adjusted = frequencies.clone()
-    adjusted[k - 1] = adjusted[k - 1].clamp(max=FILLED_PERIOD * 2 * math.pi / test_frames)
+    if k in exceeded(frequencies, test_frames):
+        adjusted[k - 1] = FILLED_PERIOD * 2 * math.pi / test_frames
     return adjusted

@@ -10,8 +10,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lvsa.adapters import adapter_for, get_adapter
 from lvsa.adapters.base import ModelAdapter
-from lvsa.adapters.install.grids import RIFLExOptions, VideoGrids
+from lvsa.adapters.install.grids import VideoGrids
 from lvsa.adapters.install.replication import Replication
+from lvsa.adapters.install.rope_patch import RIFLExOptions
 from lvsa.adapters.install.session import LVSASession
 from lvsa.adapters.install.watch import Watch
 from lvsa.attention import LVSAttention
@@ -41,6 +42,7 @@ def enable(
     adapter: str | ModelAdapter | None = None,
     riflex: bool = False,
     riflex_ratio: float | None = None,
+    riflex_k: int | None = None,
     replicate: bool = True,
 ) -> LVSASession:
     """Installs LVSA on a pipeline.
@@ -58,9 +60,11 @@ def enable(
             default process group if there is one, else this process alone.
         adapter: name or instance; found from the pipeline's class without it.
         riflex: lower the temporal frequency that makes long videos repeat themselves, see
-            `lvsa.riflex`; Wan and HunyuanVideo 1.5.
+            `lvsa.riflex`; Wan, HunyuanVideo 1.5 and CogVideoX with rotary embeddings.
         riflex_ratio: the length that RIFLEx prepares for, as a multiple of the training length;
             that of the video without it.
+        riflex_k: the temporal frequency that RIFLEx lowers, counted from 1; without it the one
+            that its authors name for the model.
         replicate: whether one rank draws noise and encodes inputs for all. Without it, every rank
             must come to the same bits by itself, which is checked.
 
@@ -90,6 +94,7 @@ def enable(
             "adapter": adapter if isinstance(adapter, str | None) else type(adapter).__qualname__,
             "riflex": riflex,
             "riflex_ratio": riflex_ratio,
+            "riflex_k": riflex_k,
             "replicate": replicate,
         },
         group,
@@ -101,11 +106,11 @@ def enable(
         raise LVSAError(f"{' and '.join(missing)} missing: give all of {', '.join(sizes)} or none")
     if pattern is not None and settings is not None:
         raise LVSAError("give either settings or a pattern, not both")
-    if riflex_ratio is not None and not riflex:
-        raise LVSAError(
-            f"riflex_ratio is {riflex_ratio}, but RIFLEx is off; give riflex=True as well, or no "
-            "ratio"
-        )
+    for name, value in {"riflex_ratio": riflex_ratio, "riflex_k": riflex_k}.items():
+        if value is not None and not riflex:
+            raise LVSAError(
+                f"{name} is {value}, but RIFLEx is off; give riflex=True as well, or leave it out"
+            )
     if not isinstance(adapter, ModelAdapter):
         adapter = get_adapter(adapter) if adapter else adapter_for(type(pipe))
     transformers = adapter.transformers(pipe)
@@ -121,7 +126,7 @@ def enable(
             pattern=pattern or settings or LVSASettings(),
             # Copied while nothing is installed on the transformers yet.
             plans=_plans(pipe, session),
-            riflex=RIFLExOptions(riflex_ratio) if riflex else None,
+            riflex=RIFLExOptions(riflex_ratio, riflex_k) if riflex else None,
         )
         session.undo_later(grids.remove_riflex)
         if num_frames is not None and height is not None and width is not None:

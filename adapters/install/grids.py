@@ -2,13 +2,13 @@
 
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from lvsa.adapters.base import ModelAdapter
-from lvsa.adapters.install.rope_patch import apply_riflex, check_riflex
+from lvsa.adapters.install.rope_patch import RIFLExOptions, apply_riflex, check_riflex
 from lvsa.adapters.install.session import LVSASession
 from lvsa.attention import TABLES_KEPT
 from lvsa.comm import check_agreement
@@ -20,17 +20,6 @@ from lvsa.settings import LVSASettings
 from lvsa.shards import FrameGrid, Shards
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RIFLExOptions:
-    """RIFLEx as the user asked for it.
-
-    Args:
-        ratio: length to prepare for, as a multiple of the training length; None for the video's.
-    """
-
-    ratio: float | None = None
 
 
 class VideoGrids:
@@ -60,7 +49,7 @@ class VideoGrids:
         self.pattern = pattern
         if riflex is not None:
             horizon = session.adapter.training_horizon(pipe)
-            check_riflex(session.transformers, horizon, riflex.ratio)
+            check_riflex(session.transformers, horizon, riflex)
         self.only: FrameGrid | None = None
         """The grid that LVSA was enabled for; None where every video may have its own."""
         self.current: FrameGrid | None = None
@@ -135,9 +124,7 @@ class VideoGrids:
             return
         self.remove_riflex()
         horizon = self.session.adapter.training_horizon(self.pipe)
-        self.session.riflex = apply_riflex(
-            self.session.transformers, frames, horizon, self.riflex.ratio
-        )
+        self.session.riflex = apply_riflex(self.session.transformers, frames, horizon, self.riflex)
 
     def remove_riflex(self) -> None:
         """Gives the rotary modules their own frequencies back."""

@@ -1,111 +1,53 @@
-"""RIFLEx on a pipeline: its rotary modules get one temporal frequency lowered, and back again."""
+"""RIFLEx on a pipeline: its rotary tables get one temporal frequency lowered, and back again."""
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lvsa.adapters.install.ropes import ROPES, Component, TemporalRope
 from lvsa.errors import LVSAError
-from lvsa.riflex import adjusted_frequencies, intrinsic_index, periods, temporal_frequencies
-from lvsa.wrapping import Undo
+from lvsa.riflex import (
+    adjusted_frequencies,
+    check_component,
+    exceeded,
+    periods,
+    temporal_frequencies,
+)
+from lvsa.settings import joined
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Component:
-    """The one frequency that changes.
+class RIFLExOptions:
+    """RIFLEx as the user asked for it.
 
     Args:
-        k: which, counted from 1.
-        old, new: radians per latent frame.
+        ratio: length to prepare for, as a multiple of the training length; None for the video's.
+        k: component to lower, counted from 1; None for the one that the authors name.
     """
 
+    ratio: float | None = None
+    k: int | None = None
+
+
+class Target(NamedTuple):
+    """A module whose rotary embedding RIFLEx would change, its kind, and component k."""
+
+    rope: Any
+    kind: TemporalRope
     k: int
-    old: float
-    new: float
 
     @property
-    def columns(self) -> slice:
-        """Of a table that holds each frequency twice, side by side, the temporal axis first."""
-        return slice(2 * (self.k - 1), 2 * self.k)
-
-
-@dataclass(frozen=True)
-class TemporalRope:
-    """What RIFLEx needs to know of one kind of rotary module.
-
-    Args:
-        axis: (dimensions, base) of a module's temporal axis.
-        repetition_frames: latent frames after which its models' videos repeat themselves; picks
-            the component that the RIFLEx authors name for them.
-        patch: lowers a component in a module and returns what takes that back.
-    """
-
-    axis: Callable[[Any], tuple[int, float]]
-    repetition_frames: int
-    patch: Callable[[Any, Component], Undo]
-
-    def component(self, rope: Any, test_frames: float) -> Component:
-        """The intrinsic component for a video of so many latent frames."""
-        frequencies = temporal_frequencies(*self.axis(rope))
-        k = intrinsic_index(frequencies, self.repetition_frames)
-        new = adjusted_frequencies(frequencies, k, test_frames)
-        return Component(k, float(frequencies[k - 1]), float(new[k - 1]))
-
-
-def _patch_tables(rope: Any, component: Component) -> Undo:
-    """Wan keeps tables ``freqs_cos, freqs_sin: [positions, D]`` as buffers: they are exchanged."""
-    originals = {name: getattr(rope, name) for name in ("freqs_cos", "freqs_sin")}
-    for (name, table), wave in zip(originals.items(), (torch.cos, torch.sin), strict=True):
-        changed = table.clone()
-        angles = torch.arange(table.shape[0], dtype=torch.float64) * component.new
-        changed[:, component.columns] = wave(angles)[:, None].to(table)
-        setattr(rope, name, changed)
-
-    def undo() -> None:
-        for name, table in originals.items():
-            # The pipeline may have moved to another device meanwhile.
-            setattr(rope, name, table.to(getattr(rope, name).device))
-
-    return undo
-
-
-def _patch_outputs(rope: Any, component: Component) -> Undo:
-    """HunyuanVideo 1.5 makes ``cos, sin: [S, D]`` in each forward: a hook goes over them."""
-
-    def lower(module: Any, args: Any, kwargs: Any, output: tuple[Tensor, Tensor]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        _, _, latent_frames, height, width = hidden.shape
-        frames = latent_frames // module.patch_size_t
-        per_frame = (height // module.patch_size) * (width // module.patch_size)
-        for table, wave in zip(output, (torch.cos, torch.sin), strict=True):
-            if table.shape[0] != frames * per_frame:
-                raise LVSAError(
-                    f"RIFLEx met a rotary table of {table.shape[0]} positions; a video of {frames} "
-                    f"latent frames × {per_frame} tokens has {frames * per_frame}. A plan must not "
-                    f"cut the outputs of {type(module).__name__}"
-                )
-            angles = torch.arange(frames, dtype=torch.float32, device=table.device) * component.new
-            table[:, component.columns] = wave(angles).repeat_interleave(per_frame)[:, None]
-
-    return rope.register_forward_hook(lower, with_kwargs=True).remove
-
-
-# By class of `transformer.rope`. The authors' choices (https://github.com/thu-ml/RIFLEx): k = 6 for
-# Wan, whose component 6 has a period of 51 latent frames, and k = 4 (50 frames) for HunyuanVideo,
-# whose temporal axis and training length HunyuanVideo 1.5 has kept.
-ROPES: dict[str, TemporalRope] = {
-    "WanRotaryPosEmbed": TemporalRope(lambda rope: (rope.t_dim, 10000.0), 51, _patch_tables),
-    "HunyuanVideo15RotaryPosEmbed": TemporalRope(
-        lambda rope: (rope.rope_dim[0], rope.theta), 50, _patch_outputs
-    ),
-}
+    def frequencies(self) -> Tensor:
+        """θ_j of the temporal axis: ``[dim/2]``."""
+        return temporal_frequencies(*self.kind.axis(self.rope))
 
 
 @dataclass
@@ -116,34 +58,84 @@ class RIFLExPatch:
     """Latent frames that the lowered frequency is made for."""
     components: dict[str, Component] = field(default_factory=dict)
     """What changed, by attribute name of the transformer."""
+    targets: dict[str, Target] = field(default_factory=dict, repr=False)
     _undo: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    def arguments(self, transformer: nn.Module, given: dict[str, Any], frames: int) -> Any:
+        """A forward's keyword arguments, with lowered tables where a model is given its tables.
+
+        Args:
+            given: keyword arguments; ``image_rotary_emb`` is ``cos, sin: [S, D]``.
+            frames: of tokens.
+        """
+        for name, component in self.components.items():
+            tables = given.get("image_rotary_emb")
+            if self.targets[name].rope is transformer and tables is not None:
+                tables = tuple(table.clone() for table in tables)
+                component.lower(tables, frames)
+                return {**given, "image_rotary_emb": tables}
+        return given
 
     def remove(self) -> None:
         """Restores every module bit for bit; a second call does nothing."""
         self._undo.close()
+        self.components.clear()
 
 
 def check_riflex(
-    transformers: Mapping[str, nn.Module], horizon: int, ratio: float | None
-) -> dict[str, tuple[Any, TemporalRope]]:
-    """Rotary modules that RIFLEx would change, and their kinds.
+    transformers: Mapping[str, nn.Module], horizon: int, options: RIFLExOptions
+) -> dict[str, Target]:
+    """What RIFLEx would change.
 
     Args:
-        transformers, horizon, ratio: as for `apply_riflex`.
+        transformers, horizon, options: as for `apply_riflex`.
 
     Raises:
         LVSAError: see `apply_riflex`.
     """
+    ratio = options.ratio
     if ratio is not None and not (ratio > 0 and math.isfinite(ratio)):
         raise LVSAError(
             f"riflex_ratio is {ratio}; it must be a positive number, the video's length as a "
             f"multiple of the training length: 2 for {2 * horizon} latent frames"
         )
-    return {name: _rope_of(name, transformer) for name, transformer in transformers.items()}
+    return {name: _target(name, model, options.k) for name, model in transformers.items()}
+
+
+def without_change(
+    targets: Mapping[str, Target], frames: int, horizon: int, options: RIFLExOptions
+) -> str | None:
+    """Why RIFLEx changes nothing in a video of so many latent frames; None where it does."""
+    test_frames = _test_frames(frames, horizon, options)
+    if test_frames <= horizon:
+        return (
+            f"{test_frames:g} latent frames are no longer than the {horizon} that the model was "
+            "trained on"
+        )
+    still = {
+        name: t for name, t in targets.items() if t.k not in exceeded(t.frequencies, test_frames)
+    }
+    if len(still) < len(targets):
+        return None
+    target = next(iter(still.values()))
+    every = periods(target.frequencies).tolist()
+    others = [
+        f"{j} (period {every[j - 1]:.0f})"
+        for j in exceeded(target.frequencies, test_frames)
+        if every[j - 1] > horizon
+    ]
+    return (
+        f"component {target.k} comes back after {every[target.k - 1]:.0f} latent frames, and the "
+        f"video has {test_frames:g}"
+        + (f"; with riflex_k it would lower {' or '.join(others)}" if others else "")
+    )
 
 
 def apply_riflex(
-    transformers: Mapping[str, nn.Module], frames: int, horizon: int, ratio: float | None = None
+    transformers: Mapping[str, nn.Module],
+    frames: int,
+    horizon: int,
+    options: RIFLExOptions | None = None,
 ) -> RIFLExPatch:
     """Lowers the intrinsic temporal frequency of a pipeline's transformers.
 
@@ -153,54 +145,62 @@ def apply_riflex(
         transformers: by attribute name, as `ModelAdapter.transformers` gives them.
         frames: latent frames of the video.
         horizon: latent frames that the model was trained on.
-        ratio: L_test as a multiple of the horizon; ``frames / horizon`` without it.
+        options: the length to prepare for and the component, where the user chose them.
 
     Raises:
-        LVSAError: for a ratio that is not a positive number, a transformer without a rotary
-            module that RIFLEx knows, or one that is patched already.
+        LVSAError: for a ratio that is not a positive number, a component that there is not, a
+            transformer without a rotary embedding that RIFLEx knows, one for which no component is
+            known, or one that is patched already.
     """
-    ropes = check_riflex(transformers, horizon, ratio)
-    patch = RIFLExPatch(frames if ratio is None else ratio * horizon)
-    if patch.test_frames <= horizon:
-        logger.warning(
-            "RIFLEx has no effect: %g latent frames are no longer than the %d that the model was "
-            "trained on",
-            patch.test_frames,
-            horizon,
-        )
+    options = options or RIFLExOptions()
+    targets = check_riflex(transformers, horizon, options)
+    patch = RIFLExPatch(_test_frames(frames, horizon, options), targets=targets)
+    reason = without_change(targets, frames, horizon, options)
+    if reason is not None:
+        logger.warning("RIFLEx has no effect: %s", reason)
         return patch
-    for name, (rope, kind) in ropes.items():
-        component = kind.component(rope, patch.test_frames)
+    for name, target in targets.items():
+        old, k = target.frequencies, target.k
+        new = adjusted_frequencies(old, k, patch.test_frames)
+        component = Component(k, float(old[k - 1]), float(new[k - 1]))
         if component.new == component.old:
             continue
         patch.components[name] = component
-        patch._undo.callback(kind.patch(rope, component))
-        rope._riflex = True
-        patch._undo.callback(delattr, rope, "_riflex")
-    if patch.components:
-        for name, component in patch.components.items():
-            before, after = periods(torch.tensor([component.old, component.new])).tolist()
-            logger.info(
-                "[RIFLEx] %s: period of component %d is %.1f latent frames, was %.1f",
-                *(name, component.k, after, before),
-            )
-    else:
-        logger.warning(
-            "RIFLEx has no effect: the model's videos do not repeat themselves within %g latent "
-            "frames",
-            patch.test_frames,
+        patch._undo.callback(target.kind.patch(target.rope, component))
+        target.rope._riflex = True
+        patch._undo.callback(delattr, target.rope, "_riflex")
+        before, after = periods(torch.stack([old[k - 1], new[k - 1]])).tolist()
+        logger.info(
+            "[RIFLEx] %s: period of component %d is %.1f latent frames, was %.1f",
+            *(name, k, after, before),
         )
     return patch
 
 
-def _rope_of(name: str, transformer: nn.Module) -> tuple[Any, TemporalRope]:
+def _test_frames(frames: int, horizon: int, options: RIFLExOptions) -> float:
+    """L_test, latent frames."""
+    return frames if options.ratio is None else options.ratio * horizon
+
+
+def _target(name: str, transformer: Any, k: int | None) -> Target:
     rope = getattr(transformer, "rope", None)
     kind = ROPES.get(type(rope).__name__)
     if kind is None:
+        rope, kind = transformer, ROPES.get(type(transformer).__name__)
+    if kind is None or not getattr(transformer.config, "use_rotary_positional_embeddings", True):
         raise LVSAError(
             f"RIFLEx knows no temporal rotary embedding in {name} ({type(transformer).__name__}); "
             f"it works on models with {' or '.join(ROPES)}. Leave riflex out for this model"
         )
     if getattr(rope, "_riflex", False):
         raise LVSAError(f"RIFLEx is at work on {name} already; remove it before it is set up anew")
-    return rope, kind
+    frequencies = temporal_frequencies(*kind.axis(rope))
+    if k is None and (k := kind.known(rope)) is None:
+        shown = joined([f"{n:.3g}" for n in periods(frequencies).tolist()], 8)
+        raise LVSAError(
+            f"which component RIFLEx should lower is known of no model with a temporal rotary "
+            f"embedding like that of {name} ({type(transformer).__name__}); give riflex_k, 1 to "
+            f"{len(frequencies)}. Periods of the components in latent frames: {shown}"
+        )
+    check_component(frequencies, k)
+    return Target(rope, kind, k)

@@ -88,7 +88,7 @@ class ForwardHook:
         self.names = [*inspect.signature(type(transformer).forward).parameters][1:]
 
     @torch.compiler.disable
-    def __call__(self, transformer: nn.Module, args: Any, kwargs: Any) -> None:
+    def __call__(self, transformer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         pipe, session = self.watch.pipe, self.watch.session
         session.clock.attach(pipe.scheduler)
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
@@ -105,6 +105,9 @@ class ForwardHook:
         if first:
             tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
             check_replicated(tensors, group)
+        if session.riflex is not None and grid is not None:
+            kwargs = session.riflex.arguments(transformer, kwargs, grid.frames)
+        return args, kwargs
 
 
 def check_processors(session: LVSASession, transformer: nn.Module) -> None:

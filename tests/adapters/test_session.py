@@ -62,7 +62,7 @@ def test_a_second_session_is_refused_and_harms_nothing(what, name):
         alone = wan_latents(pipe, **SIZE)
     before = state(pipe)
     other = sharing(pipe, what)
-    with enable(pipe, riflex=True) as outer:
+    with enable(pipe, riflex=True, riflex_k=1) as outer:
         during = state(pipe)
         with refuses(LVSAError, name):
             enable(other)
@@ -93,7 +93,7 @@ def test_everything_is_given_back(riflex):
     pipe = wan_pipeline(two_transformers=True)
     own = wan_latents(pipe, **SIZE)
     before = state(pipe)
-    session = enable(pipe, riflex=riflex)
+    session = enable(pipe, riflex=riflex, riflex_k=1 if riflex else None)
     assert state(pipe) != before
     wan_latents(pipe, **SIZE)
     session.remove()
@@ -105,7 +105,7 @@ def test_everything_is_given_back(riflex):
 def test_removal_goes_on_after_an_error_and_raises_the_first():
     pipe = wan_pipeline()
     before = state(pipe)
-    session = enable(pipe, riflex=True)
+    session = enable(pipe, riflex=True, riflex_k=1)
     done = []
 
     def failing(name):
@@ -128,7 +128,7 @@ def test_removal_goes_on_after_an_error_and_raises_the_first():
 def test_what_is_gone_already_does_not_stop_removal(parts):
     pipe = wan_pipeline()
     before = state(pipe)
-    session = enable(pipe, riflex=True)
+    session = enable(pipe, riflex=True, riflex_k=1)
     for name in parts:
         delattr(pipe.scheduler, name)
     del pipe.progress_bar
@@ -141,7 +141,7 @@ def test_an_error_while_enabling_leaves_nothing_behind(monkeypatch):
     before = state(pipe)
     monkeypatch.setattr(WanAdapter, "install_processor", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        enable(pipe, riflex=True)
+        enable(pipe, riflex=True, riflex_k=1)
     assert state(pipe) == before
     monkeypatch.undo()
     with enable(pipe):

@@ -70,12 +70,12 @@ def test_a_session_serves_several_lengths_and_sizes(world, exchange, alone):
 
 
 def riflex_by_turns(rank, world):
-    return one_session(rank, world, (1, 0, 2), riflex=True)
+    return one_session(rank, world, (1, 0, 2), riflex=True, riflex_k=1)
 
 
 def test_riflex_follows_the_length():
     """24 latent frames are longer than the horizon of 21, 12 are not: then nothing is lowered."""
-    expected = one_session_each(0, 1, (1, 0, 2), riflex=True)
+    expected = one_session_each(0, 1, (1, 0, 2), riflex=True, riflex_k=1)
     for videos in (riflex_by_turns(0, 1), *run_ranks(2, riflex_by_turns)):
         for video, one in zip(videos, expected, strict=True):
             torch.testing.assert_close(video, one, **CLOSE)
@@ -87,7 +87,7 @@ def test_riflex_follows_the_length():
 def test_riflex_is_set_once_a_length_and_given_back(caplog):
     pipe = wan_pipeline()
     own = pipe.transformer.rope.freqs_cos
-    with enable(pipe, riflex=True) as session, caplog.at_level(logging.INFO, "lvsa"):
+    with enable(pipe, riflex=True, riflex_k=1) as session, caplog.at_level(logging.INFO, "lvsa"):
         assert session.riflex is None
         for i, frames in ((1, 24), (2, 24), (0, 12), (1, 24)):
             wan_latents(pipe, **SIZES[i], steps=1)

@@ -246,6 +246,8 @@ def test_a_class_that_diffusers_does_not_have_is_named(copy):
         (["--guidance", "1", "--negative-prompt", "dull"], "--negative-prompt"),
         (["--strength", "0.5"], "--strength"),
         (["--riflex-ratio", "2"], "--riflex-ratio"),
+        (["--riflex-k", "4"], "--riflex-k"),
+        (["--riflex", "--riflex-k", "1", "--dry-run"], "--riflex"),
         (["--ranks", "4"], "--ranks"),
         (["--timeout", "60"], "--timeout"),
         (["--prompt", ""], "--prompt"),
