@@ -39,8 +39,8 @@ Pixels = Annotated[int | None, Range(1, 16_384)]
 class VideoConfig:
     """What the video shows, and its size."""
 
-    prompt: str = ""
-    """What the video shows."""
+    prompt: str | None = None
+    """What the video shows. Must be given; "" leaves it to the model."""
     negative_prompt: str = ""
     """What it should not show; needs a guidance above 1."""
     num_frames: Annotated[int | None, Range(1, 100_000)] = None
@@ -59,6 +59,18 @@ class VideoConfig:
     """Video to start from, for models that take one (file)."""
     strength: float | None = None
     """How far to leave --video behind, above 0 and up to 1. Default: the pipeline's own."""
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """Many videos, for which the model is loaded once."""
+
+    prompts: Path | None = None
+    """File of requests: text with a prompt on each line; or JSONL or YAML, with prompt and, where
+    it differs, negative_prompt, seed, image, last_image, video, output_name, num_frames, height,
+    width, fps, steps, guidance, strength, lvsa."""
+    seeds: tuple[int, ...] = ()
+    """Seeds, in place of --seed: a video for each of them."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,8 @@ class OutputConfig:
     """Folder for the video and its record."""
     output_name: str | None = None
     """Name of both, without suffix. Default: from the prompt and the seed."""
+    overwrite: bool = False
+    """Make every video, also where one of that name is there already."""
     show_mask: bool = False
     """Also save a picture of the attention pattern (PNG)."""
     dry_run: bool = False
@@ -146,6 +160,7 @@ class GenerateConfig:
     """
 
     video: VideoConfig = VideoConfig()
+    listing: ListConfig = ListConfig()
     model: ModelConfig = ModelConfig()
     sampling: SamplingConfig = SamplingConfig()
     attention: AttentionConfig = AttentionConfig()

@@ -6,6 +6,7 @@ stands twice, a value inside a value, an alias, a file of another size than sett
 
 import json
 import re
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         LVSAError: for a file that cannot be read, or is no mapping of keys to plain values.
     """
+    text = read_text(path, "--config")
     try:
-        data = path.read_bytes() if path.stat().st_size <= MOST_JSON_BYTES else None
-    except OSError as error:
-        raise LVSAError(f"--config {path}: {error.strerror}") from error
-    if data is None:
-        raise LVSAError(f"--config {path} is larger than {MOST_JSON_BYTES:,} bytes")
-    try:
-        text = data.decode("utf-8-sig")
         # JSON is YAML, but of the two only JSON is read fast, and records are long.
         content = _json(text) if text.lstrip().startswith("{") else _yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
@@ -46,25 +41,75 @@ def read_settings(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_text(path: Path, option: str) -> str:
+    """The text of a file that an option names.
+
+    Raises:
+        LVSAError: for a file that cannot be read, is too large for settings, or is not UTF-8.
+    """
+    try:
+        data = path.read_bytes() if path.stat().st_size <= MOST_JSON_BYTES else None
+    except OSError as error:
+        raise LVSAError(f"{option} {path}: {error.strerror}") from error
+    if data is None:
+        raise LVSAError(f"{option} {path} is larger than {MOST_JSON_BYTES:,} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LVSAError(f"{option} {path}: {error}") from error
+
+
+def yaml_mappings(text: str) -> Iterator[tuple[int, Any]]:
+    """The entries of a YAML list, each with its line: flat mappings, or plain values.
+
+    Raises:
+        LVSAError: for anything else, where the iteration comes to it.
+        yaml.YAMLError: for a text that is no YAML.
+    """
+    events = _events(text)
+    if not isinstance(next(events, None), yaml.SequenceStartEvent):
+        raise LVSAError("not a list of requests, like - prompt: a red circle")
+    for event in events:
+        if isinstance(event, yaml.SequenceEndEvent):
+            break
+        mapping = isinstance(event, yaml.MappingStartEvent)
+        yield event.start_mark.line + 1, _mapping(events) if mapping else _scalar(event)
+    if next(events, None) is not None:
+        raise LVSAError("more than one YAML document")
+
+
 def _json(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError:
         # A mapping in YAML's own braces.
         return _yaml(text)
 
 
 def _yaml(text: str) -> dict[str, Any]:
-    """A flat YAML mapping, event by event: nothing nested is ever built."""
+    """A flat YAML mapping."""
     if len(text) > MOST_YAML_BYTES:
         raise LVSAError(f"settings of more than {MOST_YAML_BYTES:,} characters")
-    events = (
+    events = _events(text)
+    if not isinstance(next(events, None), yaml.MappingStartEvent):
+        raise LVSAError("not a mapping of flags to values, like num_frames: 81")
+    found = _mapping(events)
+    if next(events, None) is not None:
+        raise LVSAError("more than one YAML document")
+    return found
+
+
+def _events(text: str) -> Iterator[Any]:
+    """The nodes of a YAML text, event by event: nothing nested is ever built."""
+    return (
         event
         for event in yaml.parse(text, Loader=yaml.SafeLoader)
         if isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent)
     )
-    if not isinstance(next(events, None), yaml.MappingStartEvent):
-        raise LVSAError("not a mapping of flags to values, like num_frames: 81")
+
+
+def _mapping(events: Iterator[Any]) -> dict[str, Any]:
+    """A flat mapping, from behind its start to its end."""
     pairs: list[tuple[str, Any]] = []
     for key in events:
         if isinstance(key, yaml.MappingEndEvent):
@@ -76,9 +121,7 @@ def _yaml(text: str) -> dict[str, Any]:
             pairs.append((name, [_scalar(item) for item in items]))
         else:
             pairs.append((name, _scalar(event)))
-    if next(events, None) is not None:
-        raise LVSAError("more than one YAML document")
-    return _unique(pairs)
+    return unique(pairs)
 
 
 def _scalar(event: Any) -> str | bool | int | float | None:
@@ -107,7 +150,8 @@ def _scalar(event: Any) -> str | bool | int | float | None:
     return text
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of pairs; a key that stands twice is an error."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

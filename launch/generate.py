@@ -1,24 +1,33 @@
-"""A long video from a prompt, on one process or many.
+"""Long videos from prompts, on one process or many.
 
     torchrun --nproc_per_node=8 launch/generate.py --model DIR --prompt TEXT --num-frames 321 --lvsa
 
-The way data flows: arguments → frozen config → processes → the model's configs → frame grid →
-pattern → shards → weights → LVSA and plan on the pipeline → denoising → decoding → mp4 and record.
+The way data flows: arguments → frozen config → requests → processes → the model's configs → frame
+grid, pattern and shards of every request → weights; then for each video LVSA and plan on the
+pipeline → denoising → decoding → mp4 and record.
 """
 
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvsa.launch.arguments import parse
-from lvsa.launch.config import GenerateConfig
 from lvsa.launch.processes.environment import Place
-from lvsa.launch.processes.reporting import run_reporting
+from lvsa.launch.processes.reporting import SomeFailed, run_reporting
+from lvsa.launch.requests.lists import Request, requests_of
 
 if TYPE_CHECKING:
+    from lvsa.launch.job import Job
     from lvsa.launch.processes.runtime import Runtime
+    from lvsa.launch.records.provenance import Later
+    from lvsa.launch.requests.plan import Video
 
+# torch, diffusers and transformers come with most of what functions import here: seconds, for
+# arguments that hold.
 logger = logging.getLogger("lvsa.launch.generate")
 
 
@@ -27,67 +36,127 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def work(place: Place) -> None:
         config = parse(argv, quiet=not place.first)
+        requests = requests_of(config)
         from lvsa.launch.processes.runtime import start
 
         with start(config.processes, place) as runtime:
-            run(config, runtime)
+            run(requests, runtime)
 
     sys.exit(run_reporting(work))
 
 
-def run(config: GenerateConfig, runtime: "Runtime") -> Any:
-    """A generation, or its plan alone for --dry-run.
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its weights, ready for any number of videos.
 
-    Returns:
-        On the first rank the decoded video ``[1, F, H, W, 3]`` in 0 … 1, on the others their
-        latents; None for a dry run.
+    Args:
+        pipe: the pipeline, on this rank's device.
+        origins: code and weights, for the records; on the first rank.
+        seconds: what loading took.
     """
-    # torch, diffusers and transformers come with these: seconds, for arguments that hold.
-    from lvsa.adapters.install.enable import enable
-    from lvsa.comm import check_agreement
-    from lvsa.launch.inputs import call_arguments
-    from lvsa.launch.job import make_job
-    from lvsa.launch.loading.weights import load_pipeline
-    from lvsa.launch.media.encoder import check_encoder, write_video
-    from lvsa.launch.meter import StepTimer, Stopwatch
-    from lvsa.launch.prompts import telling_truncation
-    from lvsa.launch.records.output import output_stem, versions, write_record
-    from lvsa.launch.records.provenance import Later, provenance
-    from lvsa.launch.records.record import make_record, rank_facts
-    from lvsa.launch.report import tell
 
-    check_agreement(config.as_dict(), runtime.group)
+    pipe: Any
+    origins: "Later[dict[str, Any]] | None"
+    seconds: float
+
+
+def run(requests: Sequence[Request], runtime: "Runtime") -> None:
+    """Makes every video that is not there yet, or tells the plans of all for --dry-run.
+
+    Raises:
+        SomeFailed: at the end, where some of several videos failed.
+    """
+    from lvsa.comm import check_agreement
+    from lvsa.launch.job import open_model
+    from lvsa.launch.media.encoder import check_encoder
+    from lvsa.launch.processes.attempts import attempt
+    from lvsa.launch.records.output import versions
+    from lvsa.launch.report import tell
+    from lvsa.launch.requests.plan import agreed, job_of, plan_videos
+
+    check_agreement(agreed(requests), runtime.group)
     check_agreement(versions(), runtime.group, what="versions of packages")
-    # One rank reads images and videos, which may be large, and only on its node.
-    planned = runtime.on_first(lambda: make_job(config, runtime.world, runtime.device))
-    request = runtime.from_first(None if planned is None else planned.request)
-    job = runtime.together(
-        lambda: planned or make_job(config, runtime.world, runtime.device, request)
+    model = runtime.together(lambda: open_model(requests[0].config))
+    videos = runtime.from_first(
+        runtime.on_first(lambda: plan_videos(requests, model, runtime.world, runtime.device))
     )
-    stem = runtime.on_first(lambda: output_stem(config, job.request))
-    if stem is not None:
-        tell(job, stem)
-    if config.output.dry_run:
-        return None
+    assert videos is not None
+    said: set[str] = set()
+    if requests[0].config.output.dry_run:
+        for video in videos:
+            tell(job_of(video.config, model, runtime), video.stem, said, runtime.first)
+        return
+    to_make = [video for video in videos if not video.done]
+    for video in videos:
+        if video.done:
+            logger.info("%s: %s.mp4 is there already", video.turn, video.stem)
+    if not to_make:
+        return
 
     runtime.on_first(check_encoder)
-    seconds = Stopwatch()
+    job = job_of(to_make[0].config, model, runtime)
+    tell(job, to_make[0].stem, said, runtime.first)
+    loaded = load(job, runtime)
+
+    def make(video: "Video") -> None:
+        of_video = job if video is to_make[0] else job_of(video.config, model, runtime)
+        tell(of_video, video.stem, said, runtime.first)
+        make_video(loaded, of_video, video, runtime)
+
+    failed = 0
+    for video in to_make:
+        if len(videos) == 1:
+            make(video)
+            break
+        logger.info("%s: %s", video.turn, video.stem.name)
+        problem = attempt(runtime, video.stem.name, partial(make, video))
+        if problem is not None:
+            failed += 1
+            logger.error("%s: %s failed: %s", video.turn, video.stem.name, problem)
+    if failed:
+        raise SomeFailed(f"{failed} of {len(videos)} videos failed; the others are there")
+
+
+def load(job: "Job", runtime: "Runtime") -> Loaded:
+    """The model's weights on every rank's device."""
+    from lvsa.launch.loading.weights import load_pipeline
+    from lvsa.launch.meter import Stopwatch
+    from lvsa.launch.records.provenance import Later, provenance
+
+    seconds, options = Stopwatch(), job.config.model
     pipe = runtime.together(
         lambda: load_pipeline(
             job.source,
             job.dtype,
             job.adapter,
             encodes=runtime.first,
-            variant=config.model.variant,
-            allow_pickle=config.model.allow_pickle,
+            variant=options.variant,
+            allow_pickle=options.allow_pickle,
         )
     )
     pipe.to(runtime.device)
     pipe.set_progress_bar_config(disable=not runtime.first, desc="denoising", unit="step")
-    seconds.lap("loading")
-    origins = Later(lambda: provenance(job)) if runtime.first else None
+    origins = Later(lambda: provenance(job.source)) if runtime.first else None
+    return Loaded(pipe, origins, seconds.lap("loading"))
 
-    steps = StepTimer(runtime.device)
+
+def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -> Any:
+    """One video with its record, on the disk.
+
+    Returns:
+        On the first rank the decoded video ``[1, F, H, W, 3]`` in 0 … 1, on the others their
+        latents.
+    """
+    from lvsa.adapters.install.enable import enable
+    from lvsa.launch.inputs import call_arguments
+    from lvsa.launch.media.encoder import write_video
+    from lvsa.launch.meter import StepTimer, Stopwatch
+    from lvsa.launch.prompts import telling_truncation
+    from lvsa.launch.records.output import with_suffix, write_record
+    from lvsa.launch.records.record import make_record, rank_facts
+
+    seconds, steps = Stopwatch({"loading": loaded.seconds}), StepTimer(runtime.device)
+    config, pipe = job.config, loaded.pipe
     lvsa = enable(
         pipe,
         num_frames=job.request.num_frames,
@@ -104,16 +173,23 @@ def run(config: GenerateConfig, runtime: "Runtime") -> Any:
     with lvsa as session, telling_truncation(pipe):
         session.clock.listeners.append(steps)
         # The first rank decodes; the others are done when the last step is.
-        video = pipe(**call_arguments(job.request, job.adapter, pipe, runtime.first)).frames
+        frames = pipe(**call_arguments(job.request, job.adapter, pipe, runtime.first)).frames
     seconds.lap("generation")
-    runtime.share(rank_facts(job, session, steps, runtime))
-    if stem is not None and origins is not None:
-        write_video(stem.with_name(f"{stem.name}.mp4"), video[0], job.request.fps)
-        seconds.lap("writing")
-        record = make_record(job, session, runtime.collect(), seconds.laps, origins.result())
-        write_record(stem.with_name(f"{stem.name}.json"), record)
-        logger.info("wrote %s.mp4 and its record %s.json", stem, stem.name)
-    return video
+    facts = video.stem.name
+    runtime.share(facts, rank_facts(job, session, steps, runtime))
+    if loaded.origins is not None:
+        origins = loaded.origins
+
+        def write(file: Path) -> None:
+            seconds.lap("writing")
+            ranks = runtime.collect(facts)
+            record = make_record(job, session, ranks, seconds.laps, origins.result(), file)
+            write_record(with_suffix(video.stem, ".json"), record)
+
+        # The record first: a video that is there is whole, and has one.
+        write_video(with_suffix(video.stem, ".mp4"), frames[0], job.request.fps, write)
+        logger.info("wrote %s.mp4 and its record %s.json", video.stem, video.stem.name)
+    return frames
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def make_request(
     return Request(
         **values,
         seed=sampling.seed,
-        prompt=video.prompt,
+        prompt=video.prompt or "",
         negative_prompt=video.negative_prompt,
         conditions=conditions,
     )

@@ -13,7 +13,7 @@ from lvsa.adapters.install.rope_patch import RIFLExOptions, check_riflex, withou
 from lvsa.backends import get_backend
 from lvsa.errors import BackendUnavailable, CheckpointError, LVSAError
 from lvsa.launch.config import GenerateConfig, ProcessesConfig
-from lvsa.launch.inputs import Request, call_arguments, make_request
+from lvsa.launch.inputs import FILES, Request, call_arguments, make_request
 from lvsa.launch.loading.models import ModelSource, find_model
 from lvsa.launch.loading.skeleton import BROKEN_CONFIG, defaults_for, skeleton_pipeline
 from lvsa.pattern import FrameMatrices, Pattern, dense
@@ -21,6 +21,19 @@ from lvsa.settings import flag
 from lvsa.shards import FrameGrid, Shards
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model without its weights, opened once for all videos of a job.
+
+    Args:
+        skeleton: its pipeline with the networks on the meta device.
+    """
+
+    source: ModelSource
+    adapter: ModelAdapter
+    skeleton: Any
 
 
 @dataclass(frozen=True)
@@ -79,8 +92,39 @@ class Job:
         return sum(1 for _ in self.adapter.attention_modules(self.transformer))
 
 
+def open_model(config: GenerateConfig) -> Model:
+    """A model's configs, as a pipeline that loads no weights.
+
+    Raises:
+        LVSAError: for a model that is not there, not known, or whose configs are broken.
+    """
+    source = find_model(config.model.model, config.model.revision)
+    adapter = adapter_for(source.pipeline_class)
+    wanted = _pipeline_class(config, source, adapter)
+    if wanted != source.pipeline_class:
+        logger.info("%s is loaded as %s, to start from %s", source.name, wanted, _given(config))
+        source = replace(source, loaded_as=wanted)
+    skeleton = skeleton_pipeline(source)
+    _check_geometry(source, adapter, skeleton)
+    return Model(source, adapter, skeleton)
+
+
+def _given(config: GenerateConfig) -> str:
+    return ", ".join(name for name in FILES if getattr(config.video, name)) or "a prompt alone"
+
+
+def _pipeline_class(config: GenerateConfig, source: ModelSource, adapter: ModelAdapter) -> str:
+    """The pipeline that serves what a video starts from."""
+    given = [name for name in FILES if getattr(config.video, name)]
+    return adapter.pipeline_class(source.index, given)
+
+
 def make_job(
-    config: GenerateConfig, world: int, device: torch.device, request: Request | None = None
+    config: GenerateConfig,
+    world: int,
+    device: torch.device,
+    request: Request | None = None,
+    model: Model | None = None,
 ) -> Job:
     """Checks a configuration against the model's configs.
 
@@ -89,17 +133,19 @@ def make_job(
         world: ranks that share the video.
         device: of this process; decides the automatic dtype.
         request: made of the same configuration by another rank, which read images and videos.
+        model: opened for another video of the same job; opened here without it.
 
     Raises:
         LVSAError: for anything that cannot work; see `make_request`, `ModelAdapter.grid`.
     """
-    source = find_model(config.model.model, config.model.revision)
-    adapter = adapter_for(source.pipeline_class)
-    given = [name for name in ("image", "last_image", "video") if getattr(config.video, name)]
-    wanted = adapter.pipeline_class(source.index, given)
+    model = model or open_model(config)
+    source, adapter, skeleton = model.source, model.adapter, model.skeleton
+    wanted = _pipeline_class(config, source, adapter)
     if wanted != source.pipeline_class:
-        logger.info("%s is loaded as %s, to start from %s", source.name, wanted, ", ".join(given))
-        source = replace(source, loaded_as=wanted)
+        raise LVSAError(
+            f"a video from {_given(config)} needs {wanted}, and the list begins with one that "
+            f"{source.pipeline_class} makes; one list has one pipeline: give it a list of its own"
+        )
     try:
         backend = get_backend(config.attention.backend, device)
     except BackendUnavailable as error:
@@ -108,8 +154,6 @@ def make_job(
             raise
         logger.warning("%s", error)
         backend = None
-    skeleton = skeleton_pipeline(source)
-    _check_geometry(source, adapter, skeleton)
     if config.output.dry_run and config.processes.ranks is not None:
         world = config.processes.ranks
     if request is None:
@@ -260,6 +304,6 @@ def without_effect(job: Job) -> list[str]:
             bool(video.negative_prompt.strip()) and guidance <= 1,
             f"--negative-prompt: --guidance is {guidance:g}, which needs none",
         ),
-        (not video.prompt.strip(), "--prompt: empty, so the video shows anything"),
+        (not (video.prompt or "").strip(), "--prompt: empty, so the video shows anything"),
     ]
     return [note for applies, note in notes if applies]

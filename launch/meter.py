@@ -2,6 +2,7 @@
 
 import resource
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -39,17 +40,22 @@ class StepTimer:
 
 
 class Stopwatch:
-    """Seconds of the parts of a job, by name."""
+    """Seconds of the parts of a job, by name.
 
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
+    Args:
+        laps: parts that are over already.
+    """
+
+    def __init__(self, laps: Mapping[str, float] | None = None) -> None:
+        self.laps: dict[str, float] = dict(laps or {})
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
-        """Ends a part."""
+    def lap(self, name: str) -> float:
+        """Ends a part, and returns its seconds."""
         now = time.perf_counter()
         self.laps[name] = round(now - self._last, 3)
         self._last = now
+        return self.laps[name]
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -11,6 +11,7 @@ from lvsa.exchange import EXCHANGES
 from lvsa.exchange.base import token_bytes
 from lvsa.launch.job import Job, without_effect
 from lvsa.launch.picture import draw_pattern
+from lvsa.launch.records.output import with_suffix
 from lvsa.pattern import Pattern
 from lvsa.settings import joined
 from lvsa.shards import Shards
@@ -57,20 +58,26 @@ def received_bytes(job: Job, shards: Shards) -> dict[str, list[float]]:
     return {name: (tokens * one).tolist() for name, tokens in received.items()}
 
 
-def tell(job: Job, stem: Path) -> None:
+def tell(job: Job, stem: Path, said: set[str], aloud: bool = True) -> None:
     """Says what will run and what has no effect; draws the pattern where that is wanted.
 
     Args:
         stem: path of the output, without suffix.
+        said: what was told of other videos, and is told once.
+        aloud: on one rank of several.
     """
-    for setting in without_effect(job):
-        logger.warning("no effect: %s", setting)
-    output, video = job.config.output, stem.with_name(f"{stem.name}.mp4")
-    if video.exists() and not output.dry_run:
-        logger.warning("%s exists and will be replaced; --output-name gives another", video)
-    logger.info("the plan:\n%s", report(job))
+    if not aloud:
+        return
+    output = job.config.output
+    for level, text in (
+        *((logging.WARNING, f"no effect: {setting}") for setting in without_effect(job)),
+        (logging.INFO, f"the plan:\n{report(job)}"),
+    ):
+        if text not in said:
+            logger.log(level, "%s", text)
+            said.add(text)
     if output.dry_run or output.show_mask:
-        picture = stem.with_name(f"{stem.name}.mask.png")
+        picture = with_suffix(stem, ".mask.png")
         draw_pattern(job.pattern, picture, world=job.world, steps=job.request.steps)
         logger.info("wrote %s", picture)
 

@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,19 @@ TAGS = "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt70
 CRF = 10
 
 
-def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
+def write_video(
+    path: Path,
+    frames: np.ndarray,
+    fps: float,
+    before_it_is_there: Callable[[Path], None] = lambda _: None,
+) -> None:
     """An H.264 mp4 in BT.709 and limited range, its index first so that it plays while it loads.
 
     Args:
         path: of the file.
         frames: ``[F, H, W, 3]`` in 0 … 1.
         fps: frames per second.
+        before_it_is_there: called with the finished file, which has another name until then.
 
     Raises:
         OutputError: where ffmpeg fails for whatever reason, where not all frames can be read back,
@@ -37,6 +44,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
     with written_whole(path) as temporary:
         try:
             _encode(temporary, frames, fps)
+            before_it_is_there(temporary)
         except FFmpegError as error:
             raise OutputError(f"{path} could not be written: {error}") from error
 

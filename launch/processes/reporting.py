@@ -16,13 +16,17 @@ from lvsa.launch.processes.environment import Place, place_of, rank_of
 
 logger = logging.getLogger(__name__)
 
-USER_ERROR = 2
+FAILURE, USER_ERROR = 1, 2
 # Seconds that other ranks wait for the first to speak and to end, which may have started later.
 PATIENCE = 30.0
 
 
 class SharedError(LVSAError):
     """A user's mistake that every rank raises alike, so that one of them can report it."""
+
+
+class SomeFailed(Exception):
+    """Some of several videos failed, each with a message of its own, and every rank knows it."""
 
 
 def set_up_logging(rank: int) -> None:
@@ -41,7 +45,8 @@ def set_up_logging(rank: int) -> None:
 def run_reporting(work: Callable[[Place], object]) -> int:
     """The exit code of ``work``, which is told its place among the processes.
 
-    A user's mistake becomes a message, once; any other error keeps its traceback.
+    A user's mistake, and the failure of some of several videos, become a message, once; any other
+    error keeps its traceback.
     """
     rank = rank_of(os.environ)
     set_up_logging(rank)
@@ -56,13 +61,16 @@ def run_reporting(work: Callable[[Place], object]) -> int:
     except LVSAError as error:
         _report(error, place)
         return USER_ERROR
+    except SomeFailed as error:
+        _report(error, place)
+        return FAILURE
     except Exception:
         logger.error("rank %d of %d failed", place.rank, place.world)
         raise
     return 0
 
 
-def _report(error: LVSAError, place: Place) -> None:
+def _report(error: Exception, place: Place) -> None:
     """Says what was wrong, on the first rank; another one only if it is left alone."""
     if place.first:
         logger.error("%s", error)
@@ -72,7 +80,7 @@ def _report(error: LVSAError, place: Place) -> None:
     # of a word or before it. So these wait to be ended, and have nothing to add to the first's.
     signal.signal(signal.SIGTERM, _end_in_peace)
     time.sleep(PATIENCE)
-    if not isinstance(error, SharedError | RankMismatch):
+    if not isinstance(error, SharedError | RankMismatch | SomeFailed):
         logger.error("rank %d: %s", place.rank, error)
 
 

@@ -98,17 +98,21 @@ class Runtime:
             dist.broadcast_object_list(box, group_src=0, group=self.group)
         return box[0]
 
-    def share(self, mine: dict[str, Any]) -> None:
-        """Leaves facts about this rank for the first one, which may be busy decoding."""
+    def share(self, name: str, mine: dict[str, Any]) -> None:
+        """Leaves facts about this rank for the first one, which may be busy decoding.
+
+        Args:
+            name: of the facts, which are shared once under it.
+        """
         self._mine = mine
         if self.world > 1:
-            self.store.set(f"lvsa/rank/{self.rank}", json.dumps(mine))
+            self.store.set(f"lvsa/{name}/{self.rank}", json.dumps(mine))
 
-    def collect(self) -> list[dict[str, Any]]:
+    def collect(self, name: str) -> list[dict[str, Any]]:
         """On the first rank: what every rank has shared, waiting for those that have not yet."""
         if self.world == 1:
             return [self._mine]
-        return [json.loads(self.store.get(f"lvsa/rank/{rank}")) for rank in range(self.world)]
+        return [json.loads(self.store.get(f"lvsa/{name}/{rank}")) for rank in range(self.world)]
 
 
 @contextmanager

@@ -18,8 +18,6 @@ import torch
 
 import lvsa
 from lvsa.errors import LVSAError
-from lvsa.launch.config import GenerateConfig
-from lvsa.launch.inputs import Request
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "imageio-ffmpeg")
 # What a job writes, side by side under one name.
@@ -100,6 +98,11 @@ def signals_raise() -> Iterator[None]:
             signal.signal(number, usual[number])
 
 
+def with_suffix(stem: Path, suffix: str) -> Path:
+    """A file of a job, by the path that all of them have without their suffixes."""
+    return stem.with_name(f"{stem.name}{suffix}")
+
+
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """A JSON file beside the video."""
     with written_whole(path) as temporary:
@@ -115,18 +118,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def output_stem(config: GenerateConfig, request: Request) -> Path:
+def output_stem(folder: Path, given: str) -> Path:
     """Path of the output without suffix, checked for every file that the job will write.
+
+    Args:
+        folder: of the output.
+        given: the name, with or without the suffix of a video.
 
     Raises:
         LVSAError: for a name that is no file name, is too long, or is a folder's; and for an
             output folder in which no file can be made.
     """
-    folder, name = config.output.output_dir, config.output.output_name
-    if name is None:
-        words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:48].strip("-")
-        name = f"{words or 'video'}-{request.seed}"
-    given, name = name, re.sub(r"\.mp4$", "", name, flags=re.IGNORECASE)
+    name = re.sub(r"\.mp4$", "", given, flags=re.IGNORECASE)
     _check_name(name, given)
     if "\0" in str(folder):
         raise LVSAError(f"--output-dir is {str(folder)!r}; no path holds a NUL character")

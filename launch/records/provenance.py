@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from lvsa.launch.config import VideoConfig
 from lvsa.launch.inputs import FILES
-from lvsa.launch.job import Job
+from lvsa.launch.loading.models import ModelSource
 
 Result = TypeVar("Result")
 
@@ -43,20 +44,23 @@ class Later(Generic[Result]):
         return self._future.result()
 
 
-def provenance(job: Job) -> dict[str, Any]:
-    """Code, weights and input files of a job, each by a number that no other has.
+def provenance(source: ModelSource) -> dict[str, Any]:
+    """Code and weights of a job, each by a number that no other has.
 
     Reads all weights once: a minute for the largest models.
     """
-    source, video = job.source, job.config.video
-    given = {name: path for name in FILES if (path := getattr(video, name)) is not None}
     return {
         "code": code_version(),
         "weights": {"revision": source.revision}
         if source.on_hub
         else _if_readable(lambda: {"sha256": folder_digests(source.folder)}),
-        "inputs": {name: _if_readable(partial(_file, path)) for name, path in given.items()},
     }
+
+
+def input_digests(video: VideoConfig) -> dict[str, Any]:
+    """The files that a video starts from, by their SHA-256."""
+    given = {name: path for name in FILES if (path := getattr(video, name)) is not None}
+    return {name: _if_readable(partial(_file, path)) for name, path in given.items()}
 
 
 def _if_readable(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:

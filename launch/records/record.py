@@ -1,14 +1,16 @@
 """The JSON record beside every video: what was asked for, what ran, what it took."""
 
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from lvsa.adapters.install.enable import LVSASession
+from lvsa.launch.inputs import Request
 from lvsa.launch.job import Job
 from lvsa.launch.meter import StepTimer, peak_memory_bytes
 from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.records.output import versions
-from lvsa.launch.records.provenance import hardware
+from lvsa.launch.records.provenance import digest, hardware, input_digests
 from lvsa.launch.report import attention_flops, pattern_facts, received_bytes
 
 
@@ -30,21 +32,36 @@ def rank_facts(
     }
 
 
+def settled(request: Request) -> dict[str, Any]:
+    """What the user left open or not, as it was settled."""
+    return {
+        "num_frames": request.num_frames,
+        "height": request.height,
+        "width": request.width,
+        "steps": request.steps,
+        "guidance": request.guidance,
+        "fps": request.fps,
+        "seed": request.seed,
+    }
+
+
 def make_record(
     job: Job,
     session: LVSASession,
     ranks: list[dict[str, Any]],
     seconds: dict[str, float],
     origins: dict[str, Any],
+    video: Path,
 ) -> dict[str, Any]:
     """The record of a finished generation.
 
     Args:
         ranks: `rank_facts` of all ranks.
         seconds: parts of the job by name, as the first rank took them.
-        origins: code, weights and inputs, from `provenance`.
+        origins: code and weights, from `provenance`.
+        video: the file that was written.
     """
-    request, grid = job.request, job.grid
+    grid = job.grid
     sparse, dense = attention_flops(job)
     return {
         # Of a hub model the commit that was loaded, which a branch may have left since.
@@ -56,15 +73,8 @@ def make_record(
             "horizon": job.horizon,
             "dtype": str(job.dtype).removeprefix("torch."),
         },
-        "request": {
-            "num_frames": request.num_frames,
-            "height": request.height,
-            "width": request.width,
-            "steps": request.steps,
-            "guidance": request.guidance,
-            "fps": request.fps,
-            "seed": request.seed,
-        },
+        "request": settled(job.request),
+        "video": {"sha256": digest(video), "bytes": video.stat().st_size},
         "sequence": {
             "latent_frames": grid.frames,
             "tokens_per_frame": grid.tokens_per_frame,
@@ -83,5 +93,6 @@ def make_record(
         "kv_bytes_received": sum(rank["kv_bytes_received"] for rank in ranks),
         "ranks": ranks,
         **origins,
+        "inputs": input_digests(job.config.video),
         "versions": versions(),
     }

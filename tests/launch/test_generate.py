@@ -117,13 +117,6 @@ def encoders(rank, world, arguments):
     return loaded[0].text_encoder is not None
 
 
-def test_a_video_that_is_replaced_is_named(model, tmp_path, caplog):
-    caplog.set_level("WARNING", "lvsa")
-    (tmp_path / "clip.mp4").write_text("precious")
-    launched(0, 1, flags(model, tmp_path))
-    assert "clip.mp4 exists and will be replaced" in caplog.text
-
-
 def test_equals_the_stock_pipeline_without_lvsa(model, one_process):
     import torch
     from diffusers import WanPipeline

@@ -72,11 +72,11 @@ def test_weights_and_inputs_of_a_job(tmp_path):
     arguments = ["--model", str(model), "--image", str(image), "--prompt", "x", "--num-frames",
                  "9", "--height", "32", "--width", "96"]  # fmt: skip
     job = make_job(parse(arguments), 1, torch.device("cpu"))
-    origins = provenance.provenance(job)
-    assert origins["inputs"] == {"image": {"sha256": digest(image)}}
+    origins = provenance.provenance(job.source)
+    assert provenance.input_digests(job.config.video) == {"image": {"sha256": digest(image)}}
     assert {"transformer", "vae", "model_index.json"} <= set(origins["weights"]["sha256"])
     image.unlink()
-    gone = provenance.provenance(job)["inputs"]["image"]
+    gone = provenance.input_digests(job.config.video)["image"]
     assert str(image) in gone["error"], "said, and no reason to lose the record"
 
 

@@ -19,12 +19,14 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
 
     With ``latents`` nothing is decoded, also not on rank 0, and no file is written.
     """
-    from lvsa.launch import inputs
+    from lvsa.launch import generate, inputs
     from lvsa.launch.arguments import parse
-    from lvsa.launch.generate import run
     from lvsa.launch.media import encoder
     from lvsa.launch.processes.runtime import Runtime
+    from lvsa.launch.requests.lists import requests_of
 
+    made = []
+    make = generate.make_video
     store = dist.distributed_c10d._get_default_store() if world > 1 else None
     runtime = Runtime(rank, world, torch.device("cpu"), store)
     with pytest.MonkeyPatch.context() as patch:
@@ -36,7 +38,9 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
                 lambda request, adapter, pipe, first_rank: decoding(request, adapter, pipe, False),
             )
             patch.setattr(encoder, "write_video", lambda *args: None)
-        return np.asarray(run(parse(arguments), runtime)[0])
+        patch.setattr(generate, "make_video", lambda *args: made.append(make(*args)))
+        generate.run(requests_of(parse(arguments)), runtime)
+    return np.asarray(made[0][0])
 
 
 def torchrun(world: int, arguments: list[str], script: str | None = None) -> Any:

@@ -1,0 +1,104 @@
+"""Every request of a job, checked before any weights are loaded."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvsa.errors import LVSAError
+from lvsa.launch.config import GenerateConfig
+from lvsa.launch.job import Job, Model, make_job
+from lvsa.launch.processes.runtime import Runtime
+from lvsa.launch.records.output import output_stem
+from lvsa.launch.requests.existing import Existing
+from lvsa.launch.requests.lists import ListError, Request
+from lvsa.launch.requests.names import named
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A request that can be made.
+
+    Args:
+        number, of: of the request in its list, from 1, and how many there are.
+        config: its settings.
+        stem: path of the output, without suffix.
+        done: whether it was made before, and stays.
+    """
+
+    number: int
+    of: int
+    config: GenerateConfig
+    stem: Path
+    done: bool
+
+    @property
+    def turn(self) -> str:
+        """Which of how many videos this is, for messages."""
+        return f"{self.number} of {self.of}"
+
+
+def agreed(requests: Sequence[Request]) -> dict[str, Any]:
+    """What all ranks must have been asked for: the settings of the first request, and a digest of
+    the others, which may be thousands."""
+    rest = json.dumps([request.config.as_dict() for request in requests[1:]], sort_keys=True)
+    digest = hashlib.sha256(rest.encode()).hexdigest()
+    return {**requests[0].config.as_dict(), "requests": f"{len(requests)}, {digest}"}
+
+
+def plan_videos(
+    requests: Sequence[Request], model: Model, world: int, device: torch.device
+) -> list[Video]:
+    """Checks every request, reads its images and videos, and looks for what is there already.
+
+    Raises:
+        LVSAError: for requests that cannot work, all in one message; see `make_job`.
+    """
+    problems: dict[str, str] = {}
+    videos, existing = [], Existing()
+    for number, request in enumerate(named(requests), 1):
+        config = request.config
+        try:
+            job = make_job(config, world, device, model=model)
+            stem = output_stem(config.output.output_dir, config.output.output_name or "")
+            done = not config.output.overwrite and _there(existing, job, stem)
+            videos.append(Video(number, len(requests), config, stem, done))
+        except LVSAError as error:
+            if not request.where:
+                raise
+            problems[request.where] = str(error)
+    if problems:
+        raise ListError.of(problems)
+    return videos
+
+
+def _there(existing: Existing, job: Job, stem: Path) -> bool:
+    try:
+        return existing.holds(job, stem)
+    except LVSAError as error:
+        # A plan replaces nothing.
+        if not job.config.output.dry_run:
+            raise
+        logger.warning("%s", error)
+        return False
+
+
+def job_of(config: GenerateConfig, model: Model, runtime: Runtime) -> Job:
+    """The job of one request on every rank; the first reads its images and videos for all.
+
+    Raises:
+        LVSAError: on every rank, where one of them finds a fault.
+    """
+
+    world, device = runtime.world, runtime.device
+    # Images and videos may be large, and only on the first rank's node.
+    first = runtime.on_first(lambda: make_job(config, world, device, model=model))
+    request = runtime.from_first(None if first is None else first.request)
+    return runtime.together(lambda: first or make_job(config, world, device, request, model))
