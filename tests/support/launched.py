@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def launched(rank: int, world: int, arguments: list[str], latents: bool = False) -> np.ndarray:
     """What the launcher made: frames ``[F, H, W, 3]`` on rank 0, latents on the others.
 
-    With ``latents`` nothing is decoded, also not on rank 0, and no file is written.
+    It is made anew where it is there already. With ``latents`` nothing is decoded, also not on
+    rank 0, and no file is written.
     """
     from lvsa.launch import generate, inputs
     from lvsa.launch.arguments import parse
@@ -39,7 +40,7 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
             )
             patch.setattr(encoder, "write_video", lambda *args: None)
         patch.setattr(generate, "make_video", lambda *args: made.append(make(*args)))
-        generate.run(requests_of(parse(arguments)), runtime)
+        generate.run(requests_of(parse([*arguments, "--overwrite"])), runtime)
     return np.asarray(made[0][0])
 
 
