@@ -67,6 +67,7 @@ def fake_forward(
     adapter = adapter if isinstance(adapter, ModelAdapter) else get_adapter(adapter)
     pipe = SimpleNamespace(transformer=transformer, config=SimpleNamespace())
     plan = adapter.model_plan(pipe, transformer)
+    shapes = plan.inputs(transformer, grid)
     with ExitStack() as stack:
         group = stack.enter_context(fake_ranks(rank, world)) if world > 1 else None
         mesh = init_device_mesh("cpu", (world,)) if world > 1 else None
@@ -78,12 +79,33 @@ def fake_forward(
         if mesh is not None:
             adapter.setup_context_parallel(transformer, world, mesh=mesh, plan=plan)
         adapter.install_processor(pipe, LVSAProcessor(adapter, attention))
-        inputs = {
-            name: None if x is None else _on_gpu(x, dtype)
-            for name, x in plan.inputs(transformer, grid).items()
+        texts = TEXT_TOKENS if "encoder_hidden_states_2" in shapes else {}
+        inputs: dict[str, Any] = {
+            name: None if x is None else _on_gpu(x, dtype, texts.get(name))
+            for name, x in shapes.items()
         }
+        inputs |= _as_pipelines_give_them(transformer, grid)
         yield Forward(transformer, adapter, attention, inputs)
 
 
-def _on_gpu(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty(x.shape, dtype=dtype if x.is_floating_point() else x.dtype, device="cuda")
+# What HunyuanVideo's pipeline gives, where a plan's trial is content with less.
+TEXT_TOKENS = {
+    "encoder_hidden_states": 1000,
+    "encoder_attention_mask": 1000,
+    "encoder_hidden_states_2": 256,
+    "encoder_attention_mask_2": 256,
+    "image_embeds": 729,
+}
+
+
+def _on_gpu(x: Tensor, dtype: torch.dtype, text: int | None) -> Tensor:
+    shape = x.shape if text is None else (x.shape[0], text, *x.shape[2:])
+    return torch.empty(shape, dtype=dtype if x.is_floating_point() else x.dtype, device="cuda")
+
+
+def _as_pipelines_give_them(transformer: Any, grid: FrameGrid) -> dict[str, Any]:
+    """Arguments that a plan's trial does without: tables that the pipeline makes."""
+    if not getattr(transformer.config, "use_rotary_positional_embeddings", False):
+        return {}
+    table = grid.tokens, transformer.config.attention_head_dim
+    return {"image_rotary_emb": tuple(torch.empty(table, device="cuda") for _ in range(2))}

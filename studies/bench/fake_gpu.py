@@ -4,6 +4,9 @@ PyTorch's fake tensors take a CUDA device on a build without CUDA. Some calls as
 runtime before they reach the dispatcher (indexing, ``copy_``, ``contiguous``, ``to``), and some
 choose their kernel by how PyTorch was built (attention, RMS norms): they are put in other words
 here, in those that a CUDA build would use.
+
+Where a model asks for values, the answer is that of a prompt without padding: all of a mask is
+true, so that it picks everything, and its inverse nothing.
 """
 
 from collections.abc import Iterator
@@ -42,6 +45,14 @@ class WithoutRuntime(TorchFunctionMode):
             return x if x.is_contiguous() else x.clone(memory_format=torch.contiguous_format)
         if function is Tensor.to and torch.device("cuda") in (*args, *kwargs.values()):
             return _on_cuda(args[0], args[1:], kwargs)
+        if function is torch.all:
+            return True
+        if function is Tensor.nonzero:
+            return args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.int64)
+        if function is Tensor.__invert__:
+            inverse = aten.bitwise_not(*args)
+            inverse.picks_nothing = True
+            return inverse
         if function is nn.functional.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         if function in (torch.rms_norm, nn.functional.rms_norm):
@@ -98,7 +109,10 @@ def _rms_norm(
 
 
 def index(x: Tensor, indices: Any) -> Tensor:
-    """``x[indices]`` for slices, integers, None and one ellipsis."""
+    """``x[indices]`` for slices, integers, None and one ellipsis, or for one mask."""
+    if isinstance(indices, Tensor) and indices.dtype == torch.bool:
+        n = 0 if getattr(indices, "picks_nothing", False) else indices.numel()
+        return x.new_empty(n, *x.shape[indices.dim() :])
     items = list(indices) if isinstance(indices, tuple) else [indices]
     if Ellipsis in items:
         at = items.index(Ellipsis)
