@@ -176,6 +176,7 @@ class LVSAttention:
             to_come -= 1
             more = to_come > 0 or text is not None
             state = self.backend.attend(q_BLHD, *block, scale, state, more)
+            del block  # or its keys and values would stand beside those of the block after next
         assert state is not None, "a stream begins with the rank's own shard"
         if text is not None:
             state = self._attend_text(q_BLHD, text, scale, state)

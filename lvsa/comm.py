@@ -1,6 +1,6 @@
 """Collectives that say who waited for what when they fail, and checks that ranks agree."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +35,12 @@ def wait(work: dist.Work | None, operation: str, group: dist.ProcessGroup | None
         raise CommunicationError(
             f"rank {group_rank(group)} of {group_size(group)}: {operation} failed: {error}"
         ) from error
+
+
+def wait_all(works: Iterable[dist.Work], operation: str, group: dist.ProcessGroup | None) -> None:
+    """Waits for each of them; errors as `wait`."""
+    for work in works:
+        wait(work, operation, group)
 
 
 def all_gather(

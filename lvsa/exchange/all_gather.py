@@ -51,4 +51,6 @@ class AllGather(Exchange[ExchangePlan]):
         yield KVBlock(k_BLHD, v_BLHD, own.layout)
         wait(work, "all-gather of keys and values", self.group)
         self.count(everything[mine.shape[0] :])
+        # What has left need not be held while what arrived is attended.
+        del mine, work
         yield KVBlock(*unpack_kv(everything), rest[0].layout)

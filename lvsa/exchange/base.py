@@ -1,7 +1,7 @@
 """What an exchange is: a plan, solved once for every offset, and a runtime that follows it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, NamedTuple, Self, TypeVar, overload
 
@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 from lvsa.layout import BlockLayout, Piece, build_layout
 from lvsa.pattern import Bools, Ints, Pattern
-from lvsa.shards import Shards
+from lvsa.shards import Shards, TokenRange
 
 
 class KVBlock(NamedTuple):
@@ -21,6 +21,18 @@ class KVBlock(NamedTuple):
     k_BCHD: Tensor
     v_BCHD: Tensor
     layout: BlockLayout
+
+
+class Slice(NamedTuple):
+    """Tokens [start, stop) of a buffer that go to another rank, or come from it."""
+
+    peer: int
+    start: int
+    stop: int
+
+    @property
+    def tokens(self) -> int:
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -156,6 +168,27 @@ class Exchange(ABC, Generic[Plan]):
     def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:
         """Blocks as they become available; attend each before asking for the next."""
 
+    def start_transfers(
+        self,
+        leaving: Tensor,
+        sends: Sequence[Slice],
+        arriving: Tensor,
+        receives: Sequence[Slice],
+    ) -> list[dist.Work]:
+        """Posts sends of slices of one buffer and receives into slices of another.
+
+        Those between two ranks meet in the order in which both of them list them.
+        """
+        operations = [
+            dist.P2POp(operation, buffer[start:stop], group=self.group, group_peer=peer)
+            for operation, buffer, slices in (
+                (dist.isend, leaving, sends),
+                (dist.irecv, arriving, receives),
+            )
+            for peer, start, stop in slices
+        ]
+        return dist.batch_isend_irecv(operations) if operations else []
+
     def count(self, buffer: Tensor) -> None:
         """Adds a buffer that arrived to the byte count."""
         self.received_bytes += buffer.numel() * buffer.element_size()
@@ -174,6 +207,22 @@ def own_block(shards: Shards, attended: Bools, rank: int) -> KVBlockPlan:
     """The block that every stream begins with: the rank's own shard, in place."""
     start, stop = shards.token_range(rank)
     return block_plan(shards, attended, rank, [Piece(start, stop, 0)], stop - start)
+
+
+def slices_of(ranges: Iterable[Sequence[TokenRange]], peers: Iterable[int]) -> list[Slice]:
+    """A slice for each list of ranges, of a buffer in which these stand one behind the other."""
+    slices, position = [], 0
+    for part, peer in zip(ranges, peers, strict=True):
+        stop = position + sum(b - a for a, b in part)
+        slices.append(Slice(peer, position, stop))
+        position = stop
+    return slices
+
+
+def tokens_of(ranges: Iterable[TokenRange], shift: int) -> Tensor:
+    """``[n]`` int64: the tokens of some ranges in their order, counted from ``shift``."""
+    tokens = [torch.arange(start - shift, stop - shift) for start, stop in ranges]
+    return torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.int64)
 
 
 def pack_kv(k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:

@@ -1,89 +1,125 @@
-"""Only the needed frames travel: one uneven all-to-all that brings each rank what it attends.
+"""Only the needed frames travel: each rank is sent what it attends, and nothing else.
 
-The rows that a rank receives are exactly the tokens of other ranks in frames that some query of
-its own attends, the least that any exact exchange can move to it.
+The tokens that a rank receives are exactly those of other ranks in frames that some query of its
+own attends, the least that any exact exchange can move to it. Frames that everybody attends are
+packed once and sent to each rank from there. They stand first in what arrives too, so that the
+window of a frame, less these, is one range.
+
+Where every rank attends every frame, as in dense attention, there is nothing to choose: the shards
+go round, as in the ring exchange, so that no rank holds all of them.
 """
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from lvsa.comm import wait
+from lvsa.comm import wait_all
 from lvsa.exchange.base import (
     Exchange,
     ExchangePlan,
     KVBlock,
+    Slice,
     block_plan,
     own_block,
     pack_rows,
+    slices_of,
+    tokens_of,
     unpack_kv,
 )
+from lvsa.exchange.ring import Ring, RingPlan, go_round
 from lvsa.layout import frame_runs, pack
-from lvsa.pattern import Bools, Ints
+from lvsa.pattern import Bools, Ints, Pattern
 from lvsa.shards import Shards, TokenRange
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class NeededPlan(ExchangePlan):
-    """An all-to-all of one rank, in tokens.
+    """What one rank packs and sends, and where what it receives is to stand.
 
     Args:
-        rows: ``[n]`` int64, tokens of the own shard in the order in which they leave; one that
-            several ranks attend leaves for each of them.
-        send_sizes: tokens to each rank.
-        receive_sizes: tokens from each rank.
-        travels: whether any rank receives anything: all of them call the collective, or none.
+        rows: ``[n]`` int64, tokens of the own shard as they are packed: first those of the
+            anchors, which leave for every rank, then for one rank after the other what else it
+            attends.
+        sends: slices of the packed tokens.
+        receives: slices of the buffer of the second block.
+        ring: the turns of the ring that takes the place of these where every rank attends every
+            frame.
     """
 
     rows: Tensor
-    send_sizes: list[int]
-    receive_sizes: list[int]
-    travels: bool
+    sends: tuple[Slice, ...] = ()
+    receives: tuple[Slice, ...] = ()
+    ring: RingPlan | None = None
 
     def to(self, device: torch.device | str) -> "NeededPlan":
+        if self.ring is not None:
+            ring = self.ring.to(device)
+            return replace(self, blocks=ring.blocks, ring=ring)
         return replace(super().to(device), rows=self.rows.to(device))
 
 
-def transfer(shards: Shards, attended: Bools, owner: int, reader: int) -> list[TokenRange]:
-    """Ranges of the sequence that travel from ``owner`` to ``reader``."""
-    if owner == reader:
-        return []
-    frames = shards.frames_needed(reader, attended)
-    return frame_runs(frames, shards.grid.tokens_per_frame, shards.token_range(owner))
-
-
-def _tokens(ranges: Iterable[TokenRange]) -> int:
-    return sum(stop - start for start, stop in ranges)
-
-
 class Needed(Exchange[NeededPlan]):
-    """An all-to-all with uneven splits, the own shard attended while it runs."""
+    """Sends and receives of what is attended, the own shard attended while they run."""
 
     name = "needed"
 
+    def __init__(
+        self,
+        shards: Shards,
+        pattern: Pattern,
+        rank: int,
+        group: dist.ProcessGroup | None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(shards, pattern, rank, group, device)
+        if shards.world > 1 and rank == 0 and pattern.is_dense:
+            logger.info(
+                "[LVSA] every frame attends every frame: exchange 'needed' passes them all "
+                "round, as 'ring' does"
+            )
+
     @classmethod
     def plan(cls, shards: Shards, attended: Bools, rank: int) -> NeededPlan:
-        ranks = range(shards.world)
-        leaving = [transfer(shards, attended, rank, reader) for reader in ranks]
-        arriving = [transfer(shards, attended, owner, rank) for owner in ranks]
-        shift = shards.token_range(rank)[0]
-        rows = [torch.arange(a - shift, b - shift) for runs in leaving for a, b in runs]
-        received = _tokens(run for runs in arriving for run in runs)
-        blocks = [own_block(shards, attended, rank)]
+        others = [r for r in range(shards.world) if r != rank]
+        own, nothing = own_block(shards, attended, rank), torch.empty(0, dtype=torch.int64)
+        if not others:
+            return NeededPlan((own,), 0, nothing)
+        needed = {r: shards.frames_needed(r, attended) for r in (rank, *others)}
+        if all(frames.all() for frames in needed.values()):
+            ring = Ring.plan(shards, attended, rank)
+            return NeededPlan(ring.blocks, ring.received_tokens, nothing, ring=ring)
+        anchors: Bools = np.asarray(attended.all(0))
+
+        def runs(owner: int, frames: Bools) -> list[TokenRange]:
+            P = shards.grid.tokens_per_frame
+            return frame_runs(frames, P, shards.token_range(owner))
+
+        # At most two transfers from one rank to another: anchors, then the rest.
+        leaving = [runs(rank, anchors), *(runs(rank, needed[r] & ~anchors) for r in others)]
+        of_all, *of_each = slices_of(leaving, [rank, *others])
+        sends = [of_all._replace(peer=r) for r in others] + of_each
+        arriving = [
+            runs(r, frames) for frames in (anchors, needed[rank] & ~anchors) for r in others
+        ]
+        receives = slices_of(arriving, others * 2)
+        blocks, received = [own], receives[-1].stop
         if received:
-            pieces = pack(token_range for runs in arriving for token_range in runs)
+            pieces = pack(chain.from_iterable(arriving))
             blocks.append(block_plan(shards, attended, rank, pieces, received))
         return NeededPlan(
             tuple(blocks),
             received,
-            rows=torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64),
-            send_sizes=[_tokens(runs) for runs in leaving],
-            receive_sizes=[_tokens(runs) for runs in arriving],
-            travels=bool(cls.received_tokens(shards, attended).any()),
+            rows=tokens_of(chain.from_iterable(leaving), shards.token_range(rank)[0]),
+            sends=tuple(part for part in sends if part.tokens),
+            receives=tuple(part for part in receives if part.tokens),
         )
 
     @classmethod
@@ -99,22 +135,18 @@ class Needed(Exchange[NeededPlan]):
 
     def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:
         plan = self.plans[offset]
+        if plan.ring is not None:
+            yield from go_round(self, plan.ring, k_BLHD, v_BLHD)
+            return
         own, *rest = plan.blocks
-        if not plan.travels:
+        if not plan.sends and not plan.receives:
             yield KVBlock(k_BLHD, v_BLHD, own.layout)
             return
         leaving = pack_rows(k_BLHD, v_BLHD, plan.rows)
         arrived = leaving.new_empty((plan.received_tokens, *leaving.shape[1:]))
-        work = dist.all_to_all_single(
-            arrived,
-            leaving,
-            output_split_sizes=plan.receive_sizes,
-            input_split_sizes=plan.send_sizes,
-            group=self.group,
-            async_op=True,
-        )
+        work = self.start_transfers(leaving, plan.sends, arrived, plan.receives)
         yield KVBlock(k_BLHD, v_BLHD, own.layout)
-        wait(work, "all-to-all of needed frames", self.group)
+        wait_all(work, "exchange of needed frames", self.group)
         # What has left need not be held while what arrived is attended.
         del leaving, work
         self.count(arrived)

@@ -16,6 +16,7 @@ from tests.support.cuts import cuts
 from tests.support.engines import long_sparse, random_qkv
 from tests.support.patterns import as_sets
 from tests.support.ranks import run_ranks
+from tests.support.transfers import deliver
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 NAMES = sorted(EXCHANGES)
@@ -80,65 +81,70 @@ def test_one_rank_attends_its_own_keys_in_place(name):
     assert exchange.received_bytes == 0
 
 
-# The ring's buffers: arrivals are delivered the moment they are posted, which is the earliest that
-# a network could, so that a buffer reused too soon shows every time.
+# Buffers: arrivals are delivered the moment they are posted, which is the earliest that a network
+# could, so that a buffer that is reused too soon shows every time.
 
 
-class PromptRing(Ring):
-    """The ring of one rank whose neighbours are played by the tables of the sequence."""
+def prompt(name, shards, pattern, offset):
+    """The exchange of each rank, its neighbours played by the tables of the sequence."""
+    everyone = [EXCHANGES[name](shards, pattern, rank, None) for rank in range(shards.world)]
+    turns = deliver(shards, [exchange.plans[offset] for exchange in everyone])
+    for exchange, of_rank in zip(everyone, turns, strict=True):
+        exchange.start_transfers = Deliverer(of_rank)
+    return everyone
 
-    def __init__(self, shards, pattern, rank, packed_S):
-        super().__init__(shards, pattern, rank, None)
-        self.packed_S = packed_S
-        self.turn = 0
 
-    def shard(self, owner):
-        return self.packed_S[slice(*self.shards.token_range(owner % self.shards.world))]
+class Deliverer:
+    """Fills the buffers of one rank, turn by turn; keys are the tokens' numbers."""
 
-    def _start(self, leaving, arriving):
-        self.turn += 1
-        if arriving is not None:
-            assert arriving is not leaving, "it would be overwritten while it leaves"
-            arriving.copy_(self.shard(self.rank - self.turn))
-        if leaving is not None:
-            assert torch.equal(leaving, self.shard(self.rank - self.turn + 1))
+    def __init__(self, turns):
+        self.turns = iter(turns)
+
+    def __call__(self, leaving, sends, arriving, receives):
+        turn = next(self.turns)
+        assert (sends, receives) == (turn.sends, turn.receives)
+        for part in sends:
+            sent = torch.as_tensor(turn.leaving[part.start : part.stop]).double()
+            assert torch.equal(leaving[part.start : part.stop, 0].flatten(), sent)
+        whole = torch.as_tensor(turn.arriving).double().view(-1, 1, 1, 1)
+        arriving.copy_(torch.stack([whole, -whole], dim=1))
         return []
 
 
-def check_ring_stream(pattern, offset, shards):
-    S = shards.grid.tokens
-    k = torch.arange(S, dtype=torch.float64).reshape(1, S, 1, 1)
-    packed = pack_kv(k, -k)
-    for rank in range(shards.world):
-        ring = PromptRing(shards, pattern, rank, packed)
-        local = slice(*shards.token_range(rank))
-        blocks = ring.stream(k[:, local], -k[:, local], offset)
-        for block, plan in zip(blocks, ring.plans[offset].blocks, strict=True):
-            assert block.layout is plan.layout
-            for piece in plan.pieces:
-                span = slice(piece.position, piece.position + piece.stop - piece.start)
-                assert torch.equal(block.k_BCHD[:, span], k[:, piece.start : piece.stop])
-                assert torch.equal(block.v_BCHD[:, span], -k[:, piece.start : piece.stop])
-        expected = ring.plans[offset].received_tokens * 2 * k.element_size()
-        assert ring.received_bytes == expected
+def check_stream(name, pattern, offset, shards):
+    k = torch.arange(shards.grid.tokens, dtype=torch.float64).reshape(1, -1, 1, 1)
+    for rank, exchange in enumerate(prompt(name, shards, pattern, offset)):
+        plan, local = exchange.plans[offset], slice(*shards.token_range(rank))
+        blocks = exchange.stream(k[:, local], -k[:, local], offset)
+        for block, planned in zip(blocks, plan.blocks, strict=True):
+            assert block.layout is planned.layout
+            for start, stop, position in planned.pieces:
+                span = slice(position, position + stop - start)
+                assert torch.equal(block.k_BCHD[:, span], k[:, start:stop])
+                assert torch.equal(block.v_BCHD[:, span], -k[:, start:stop])
+        assert exchange.received_bytes == plan.received_tokens * 2 * k.element_size()
 
 
+@pytest.mark.parametrize("name", ["needed", "ring"])
 @PROPERTY
-@given(cuts(least_ranks=2, most_ranks=9))
-def test_ring_blocks_hold_their_shards_while_they_are_attended(cut):
-    check_ring_stream(cut.pattern, cut.offset, cut.shards)
+@given(cut=cuts(least_ranks=2, most_ranks=9))
+def test_blocks_hold_their_frames_while_they_are_attended(name, cut):
+    check_stream(name, cut.pattern, cut.offset, cut.shards)
 
 
 def test_ring_with_gaps_between_its_arrivals():
-    """Shards 0, 1 and 3 of 6 go all the way round, the others nowhere: a turn without arrival
-    stands between two with."""
-    matrix = torch.eye(6, dtype=torch.bool)
-    matrix[:, [0, 1, 3]] = True
-    pattern = Pattern.of(matrix, fixed_anchors=(0, 1, 3))
-    shards = Shards(FrameGrid(6, 1, 2), 6)
-    steps = Ring.plan(shards, pattern.attended[0], 5).steps
-    assert [step.receives for step in steps] == [False, True, False, True, True]
-    check_ring_stream(pattern, 0, shards)
+    """A turn in which nothing arrives stands between two in which something does."""
+    matrix = torch.eye(9, dtype=torch.bool)
+    # Frame 3 goes one hop to the left and frame 1 three to the right: rank 4 sees the last of it.
+    matrix[2, 3] = matrix[5, 4] = matrix[4, 1] = True
+    pattern = Pattern.of(matrix)
+    shards = Shards(FrameGrid(9, 1, 2), 9)
+    of_ranks = [Ring.plan(shards, pattern.attended[0], rank).steps for rank in range(9)]
+    received = [[step.tokens for step in steps] for steps in of_ranks]
+    assert received[4] == [0, 0, 2] and received[5] == [2, 0, 0] and received[2] == [4, 0, 0]
+    # What only passes through is not attended.
+    assert [step.block for step in of_ranks[3]] == [None, None, None]
+    check_stream("ring", pattern, 0, shards)
 
 
 STEPS = (0, 1, 5, 31, 32)

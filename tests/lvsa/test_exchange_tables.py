@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from lvsa.errors import LVSAError
 from lvsa.exchange import EXCHANGES, get_exchange
 from lvsa.exchange.base import token_bytes
-from lvsa.exchange.ring import Ring, hops
-from lvsa.keyframes import published
+from lvsa.exchange.ring import Ring, reach
+from lvsa.keyframes import even, published
 from lvsa.shards import FrameGrid, Shards
 from tests.support.cuts import cuts
 from tests.support.errors import refuses
 from tests.support.oracle import placed
 from tests.support.patterns import as_sets
+from tests.support.transfers import deliver
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 NAMES = sorted(EXCHANGES)
@@ -101,46 +102,116 @@ def test_needed_moves_the_least_that_is_exact(cut):
         assert received == attended.sum()
 
 
+@pytest.mark.parametrize("name", ["needed", "ring"])
 @PROPERTY
-@given(cuts())
-def test_needed_sends_what_the_others_expect(cut):
-    shards = cut.shards
-    plans = plans_of("needed", shards, cut.matrix)
-    assert len({plan.travels for plan in plans}) == 1, "all call the collective, or none"
-    assert plans[0].travels == any(plan.received_tokens for plan in plans)
-    for owner, plan in enumerate(plans):
-        first = shards.token_range(owner)[0]
-        leaving = [first + row for row in plan.rows.tolist()]
-        for reader, size in enumerate(plan.send_sizes):
-            assert size == plans[reader].receive_sizes[owner]
-            sent, leaving = leaving[:size], leaving[size:]
-            arrived = [
-                t
-                for block in plans[reader].blocks[1:]
-                for piece in block.pieces
-                for t in range(piece.start, piece.stop)
-                if first <= t < first + shards.local_tokens
+@given(cut=cuts())
+def test_transfers_bring_what_the_plan_says_to_where_it_says(name, cut):
+    plans = plans_of(name, cut.shards, cut.matrix)
+    for plan, turns in zip(plans, deliver(cut.shards, plans), strict=True):
+        assert sum(len(turn.arriving) for turn in turns) == plan.received_tokens
+        assert [t.block for t in turns if t.block] == [*range(1, len(plan.blocks))]
+        for turn in turns:
+            for start, stop, position in plan.blocks[turn.block].pieces if turn.block else ():
+                held = turn.arriving[position : position + stop - start]
+                assert held.tolist() == [*range(start, stop)]
+            # Two messages at most from one rank to another.
+            peers = [part.peer for part in turn.sends]
+            assert max(map(peers.count, peers), default=0) <= 2
+
+
+@PROPERTY
+@given(cuts(least_ranks=2))
+def test_needed_is_a_ring_where_every_rank_attends_everything(cut):
+    everything = all(cut.keys_of(rank).all() for rank in range(cut.shards.world))
+    for rank, plan in enumerate(plans_of("needed", cut.shards, cut.matrix)):
+        assert (plan.ring is not None) == everything
+        if everything:
+            ring = Ring.plan(cut.shards, cut.matrix, rank)
+            assert plan.ring.steps == ring.steps
+            assert plan.ring.blocks is plan.blocks
+
+
+@PROPERTY
+@given(cuts(least_ranks=2))
+def test_needed_packs_what_all_attend_once_and_lays_it_first(cut):
+    P, anchors = cut.shards.grid.tokens_per_frame, cut.matrix.all(0)
+    for rank, plan in enumerate(plans_of("needed", cut.shards, cut.matrix)):
+        if plan.ring is not None:
+            continue
+        tokens = plan.rows.numpy() + cut.shards.token_range(rank)[0]
+        held = np.arange(*cut.shards.token_range(rank))
+        of_all = held[anchors[held // P]]
+        assert tokens[: len(of_all)].tolist() == of_all.tolist()
+        assert not anchors[tokens[len(of_all) :] // P].any()
+        for block in plan.blocks[1:]:
+            first = [bool(anchors[piece.start // P]) for piece in block.pieces]
+            assert first == sorted(first, reverse=True)
+
+
+def test_a_window_less_its_anchors_is_one_range_of_what_arrives():
+    pattern = published(81, horizon=21, rotate=True)
+    shards = Shards(FrameGrid(81, 2, 4), 8)
+    for offset, matrix in enumerate(pattern.attended):
+        for rank, plan in enumerate(plans_of("needed", shards, matrix)):
+            layout = plan.blocks[1].layout
+            tiles = [t for run in layout.runs for t in [run.first]]
+            tiles += [t for group in layout.groups for t in group.tiles]
+            assert len(layout.common) == 1, (offset, rank)
+            assert all(len(tile.keys) == 1 for tile in tiles), (offset, rank)
+
+
+@PROPERTY
+@given(cuts(most_ranks=9))
+def test_a_frame_travels_the_fewest_hops_to_its_readers(cut):
+    N, shards, P = cut.shards.world, cut.shards, cut.shards.grid.tokens_per_frame
+    for owner, (rights, lefts) in enumerate(reach(shards, cut.matrix)):
+        for frame in range(*shards.frame_range(owner)):
+            keys = slice(frame * P, (frame + 1) * P)
+            readers = [d for d in range(1, N) if cut.keys_of((owner + d) % N)[keys].any()]
+            ways = [
+                (right + left, max(right, left))
+                for right in range(N)
+                for left in range(N - right)
+                if all(d <= right or N - d <= left for d in readers)
             ]
-            assert sent == arrived
-        assert not leaving
+            right, left = int(rights[frame]), int(lefts[frame])
+            assert (right + left, max(right, left)) == min(ways)
+            assert all(d <= right or N - d <= left for d in readers)
 
 
 @PROPERTY
-@given(cuts())
-def test_ring_moves_a_shard_only_towards_its_readers(cut):
-    N, shards = cut.shards.world, cut.shards
-    plans = plans_of("ring", shards, cut.matrix)
-    steps = len(plans[0].steps)
-    for owner in range(N):
-        keys = slice(*shards.token_range(owner))
-        readers = [r for r in range(N) if r != owner and cut.keys_of(r)[keys].any()]
-        last = max([(reader - owner) % N for reader in readers], default=0)
-        assert hops(shards, cut.matrix)[owner] == last
-        for s in range(1, steps + 1):
-            reader, sender = (owner + s) % N, (owner + s - 1) % N
-            assert plans[reader].steps[s - 1].receives == (s <= last)
-            assert plans[sender].steps[s - 1].sends == (s <= last)
-            assert (plans[reader].steps[s - 1].block is not None) == (reader in readers)
+@given(cuts(least_ranks=2))
+def test_the_ring_only_knows_neighbours_and_passes_on_the_beginning_of_what_came(cut):
+    N = cut.shards.world
+    for rank, plan in enumerate(plans_of("ring", cut.shards, cut.matrix)):
+        came = None
+        for step in plan.steps:
+            neighbours = [(rank + 1) % N, (rank - 1) % N]
+            for part in (*step.sends, *step.receives):
+                assert part.peer in neighbours
+            if came is not None:
+                assert {part.start for part in step.sends} <= {part.start for part in came}
+            came = step.receives
+
+
+@pytest.mark.parametrize("make", [published, even])
+@pytest.mark.parametrize("frames", [41, 81, 121])
+@pytest.mark.parametrize("world", [2, 4, 8, 16])
+def test_the_ring_moves_no_more_than_needed_does(make, frames, world):
+    """A frame's readers are neighbours, or everybody: nobody passes on what is not its own need."""
+    pattern = make(frames, horizon=21, rotate=True)
+    shards = Shards(FrameGrid(frames, 4, 4), world)
+    ring, needed = (
+        EXCHANGES[name].received_tokens_by_offset(shards, pattern) for name in ("ring", "needed")
+    )
+    assert (ring == needed).all()
+
+
+def test_dense_attention_goes_half_the_way_round_to_either_side():
+    shards = Shards(FrameGrid(8, 1, 2), 8)
+    (plan, *_) = plans_of("ring", shards, np.ones((8, 8), dtype=bool))
+    assert len(plan.steps) == 4
+    assert len(plan.rows) == shards.local_tokens, "packed once for both ways"
 
 
 @PROPERTY
@@ -186,4 +257,5 @@ def test_a_plan_without_arrivals_still_has_its_own_block():
         plan = Ring.plan(shards, matrix, rank)
         assert len(plan.blocks) == 1
         assert all(step.block is None for step in plan.steps)
-    assert len(Ring.plan(shards, matrix, 5).blocks) == 6
+    # From 2, 3 and 4 on one side, from 0 and 1 on the other.
+    assert [len(block.pieces) for block in Ring.plan(shards, matrix, 5).blocks] == [1, 2, 2, 1]
