@@ -144,8 +144,8 @@ class ProcessesConfig:
     device: DeviceName = "auto"
     """Kind of device. auto: the accelerator that PyTorch sees, else the CPU."""
     exchange: ExchangeName = "needed"
-    """How keys and values travel: only the needed frames, each straight to who attends it (needed) or
-    from neighbour to neighbour (ring), or all of them to all."""
+    """How keys and values travel: only needed frames, straight to who attends them (needed) or from
+    neighbour to neighbour (ring), or all of them to all."""
     timeout: Annotated[float, Range(0.001, 30 * 24 * 3600)] = 1800.0
     """How long a rank waits for the others in a collective, seconds."""
     ranks: Annotated[int | None, Range(1, 4_096)] = None

@@ -29,6 +29,8 @@ ENGINE = {
 GEMM = ("mm", "addmm", "bmm", "baddbmm", "convolution")
 # Operators that launch nothing and are no views in their schema.
 FREE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")
+# Sends and receives that follow one another are posted together, and NCCL makes one launch of them.
+POINT_TO_POINT = {"send", "recv_"}
 # Those that write their first argument without reading it.
 WRITERS = ("copy_", "fill_", "zero_")
 
@@ -56,6 +58,7 @@ class Counter(TorchDispatchMode):
         self.counting = True
         self.bytes = self.peak = 0
         self._known: dict[int, Any] = {}
+        self._transfer: str | None = None
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -66,7 +69,13 @@ class Counter(TorchDispatchMode):
             self._stands(x)
         if self.counting and _launches(function):
             inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            self._note(_kind(function), _moved(function, inputs, outputs))
+            kind, moved = _kind(function), _moved(function, inputs, outputs)
+            transfer = _name(function) if function.namespace == "c10d" else None
+            if {transfer, self._transfer} <= POINT_TO_POINT:
+                self.counts[kind].bytes += moved
+            else:
+                self._note(kind, moved)
+            self._transfer = transfer
         return result
 
     def triton(self, kernel: str, tensors: list[Tensor]) -> None:
@@ -138,7 +147,7 @@ def _moved(function: Any, inputs: list[Tensor], outputs: list[Tensor]) -> int:
     """Bytes that an operator reads and writes."""
     name = _name(function)
     if function.namespace == "c10d":
-        return size(inputs[0])  # what is received
+        return 0 if name == "send" else size(inputs[0])  # what is received
     if name in WRITERS:
         return sum(map(size, inputs))
     if name in ("index_select", "embedding"):
