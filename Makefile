@@ -2,7 +2,8 @@
 #
 #   make generate   a video on two processes, into outputs/
 #   make test       the tests
-#   make check      lint, types and tests: what CI runs
+#   make check      lint, types and tests
+#   make test-serving   the tests that need vLLM-Omni, in an environment of their own
 #   make bench      attention, dense against sparse
 #   make gpu        tests and benchmarks that need CUDA
 #
@@ -16,20 +17,28 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP ?= $(BIN)/python -m pip
+SERVING_VENV ?= .venv-serving
+SERVING := tests/serving/environment
+UV ?= uv==0.13.9
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
 NPROC ?= $(if $(HAS_GPU),$(shell nvidia-smi -L | wc -l),2)
 PROMPT ?= a red circle bounces
+# uv reads no settings of pip's: a folder of wheels that pip finds is handed to it.
+export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 export TOKENIZERS_PARALLELISM := false
 export VIRTUAL_ENV := $(abspath $(VENV))
 
-.PHONY: install generate test lint types check bench gpu clean
+.PHONY: install generate test lint types check test-serving lock-serving bench gpu clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml $(SERVING)/requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet "$(TORCH)" --editable ".[dev]"
+	# The files of vLLM-Omni alone, where nothing imports them unless a test says so.
+	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/share/vllm-omni \
+	  $(shell grep -E '^(vllm-omni|aenum)==' $(SERVING)/requirements.txt)
 	touch $@
 
 generate: install
@@ -48,6 +57,30 @@ types: install
 	$(BIN)/mypy
 
 check: lint types test
+
+test-serving: $(SERVING_VENV)/.installed
+	PYTHONPATH=$(CURDIR)/tests/serving/support/site $(SERVING_VENV)/bin/python -m pytest \
+	  tests/serving -m vllm_omni
+
+$(SERVING_VENV)/.installed: pyproject.toml $(SERVING)/requirements.txt
+	test -x $(SERVING_VENV)/bin/python || $(PYTHON) -m venv $(SERVING_VENV)
+	$(SERVING_VENV)/bin/python -m pip install --quiet "$(UV)"
+	VIRTUAL_ENV=$(abspath $(SERVING_VENV)) $(SERVING_VENV)/bin/uv pip install --quiet --no-deps \
+	  --requirement $(SERVING)/requirements.txt
+	VIRTUAL_ENV=$(abspath $(SERVING_VENV)) $(SERVING_VENV)/bin/uv pip install --quiet --no-deps \
+	  --no-build-isolation --editable .
+	# Built for CUDA: its Python part imports without them.
+	rm -f $(SERVING_VENV)/lib/python*/site-packages/torchaudio/lib/*.so
+	# Half of an import's time otherwise, in every process. Some packages hold other versions' syntax.
+	-$(SERVING_VENV)/bin/python -m compileall -q -j 2 $(SERVING_VENV)/lib >/dev/null
+	touch $@
+
+lock-serving: $(SERVING_VENV)/.installed
+	$(SERVING_VENV)/bin/uv pip compile --quiet --python-version 3.11 --no-annotate \
+	  --custom-compile-command "make lock-serving" --override $(SERVING)/overrides.txt \
+	  $(SERVING)/requirements.in --output-file $(SERVING)/requirements.txt
+	# Whichever build of PyTorch an index has.
+	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/' $(SERVING)/requirements.txt
 
 bench: install
 	$(BIN)/python studies/bench/attention.py --output-dir outputs/bench

@@ -1,0 +1,1 @@
+"""LVSA inside other engines: one folder each."""
