@@ -10,10 +10,10 @@ from lvsa.adapters import adapter_for
 from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.install.grids import make_pattern
 from lvsa.adapters.install.rope_patch import RIFLExOptions, check_riflex, without_change
-from lvsa.backends import get_backend
-from lvsa.errors import BackendUnavailable, CheckpointError, LVSAError
+from lvsa.errors import CheckpointError, LVSAError
 from lvsa.launch.config import GenerateConfig, ProcessesConfig
 from lvsa.launch.inputs import FILES, Request, call_arguments, make_request
+from lvsa.launch.kernel import kernel_for
 from lvsa.launch.loading.models import ModelSource, find_model
 from lvsa.launch.loading.skeleton import BROKEN_CONFIG, defaults_for, skeleton_pipeline
 from lvsa.pattern import FrameMatrices, Pattern, dense
@@ -44,6 +44,7 @@ class Job:
         skeleton: the model's pipeline with its networks on the meta device.
         pattern: dense without --lvsa.
         dtype: of the weights.
+        kernel: what computes the attention on this machine, or that nothing does, in words.
         world: ranks that share the video.
     """
 
@@ -55,6 +56,7 @@ class Job:
     grid: FrameGrid
     pattern: Pattern
     dtype: torch.dtype
+    kernel: str
     world: int
 
     @property
@@ -146,14 +148,11 @@ def make_job(
             f"a video from {_given(config)} needs {wanted}, and the list begins with one that "
             f"{source.pipeline_class} makes; one list has one pipeline: give it a list of its own"
         )
-    try:
-        backend = get_backend(config.attention.backend, device)
-    except BackendUnavailable as error:
-        # A plan may be for another machine.
-        if not config.output.dry_run:
-            raise
-        logger.warning("%s", error)
-        backend = None
+    dtype = _dtype(config.model.dtype, device)
+    transformer: Any = next(iter(adapter.transformers(skeleton).values()))
+    head_dim = int(transformer.config.attention_head_dim)
+    backend, dry_run = config.attention.backend, config.output.dry_run
+    kernel = kernel_for(backend, device, dtype, head_dim, dry_run)
     if config.output.dry_run and config.processes.ranks is not None:
         world = config.processes.ranks
     if request is None:
@@ -170,7 +169,8 @@ def make_job(
         request=request,
         grid=grid,
         pattern=reached(_pattern(config, adapter, skeleton, request, grid), request.steps),
-        dtype=_dtype(config.model.dtype, device),
+        dtype=dtype,
+        kernel=kernel,
         world=world,
     )
     if config.attention.riflex:
@@ -178,8 +178,6 @@ def make_job(
     if not config.output.dry_run:
         # A dry run tells what would divide; anything else cannot go on.
         _ = job.shards
-        if backend is not None:
-            backend.check(device, job.dtype, job.head_dim)
     return job
 
 

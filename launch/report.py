@@ -92,6 +92,7 @@ def report(job: Job) -> str:
         f"video      {request.num_frames} frames of {request.height} × {request.width} pixels, "
         f"{request.num_frames / request.fps:.1f} s at {request.fps} fps; {request.steps} steps, "
         f"guidance {request.guidance:g}",
+        f"kernel     {job.kernel}",
         f"sequence   T × P = {T} latent frames × {P} tokens = {S} tokens; {job.layers} layers of "
         f"{job.heads} heads × {job.head_dim}, {str(job.dtype).removeprefix('torch.')}",
         f"horizon    {job.horizon} latent frames",

@@ -20,6 +20,7 @@ from lvsa.launch.arguments import parse
 from lvsa.launch.job import make_job, without_effect
 from lvsa.launch.loading.models import ASSETS, find_model
 from lvsa.launch.loading.skeleton import skeleton_pipeline
+from lvsa.launch.report import report
 from tests.support.errors import refuses
 from tests.support.tiny import saved, wan_pipeline
 from tests.support.tiny_wan_family import skyreels, wan_22_i2v, wan_vace
@@ -85,8 +86,18 @@ def test_divisibility_is_checked_before_weights_are_loaded(model):
 
 
 def test_a_plan_may_be_for_a_machine_with_other_kernels(model, caplog):
-    assert job(model, "--backend", "npu", "--dry-run").config.attention.backend == "npu"
+    planned = job(model, "--backend", "npu", "--dry-run")
+    assert planned.config.attention.backend == "npu"
     assert "npu" in caplog.text
+    line = next(line for line in report(planned).splitlines() if line.startswith("kernel "))
+    assert "npu" in line and "this machine" in line
+
+
+def test_the_kernel_is_named(model):
+    for more, kernel in (((), "auto: sdpa"), (("--backend", "math"), "math")):
+        planned = job(model, *more)
+        assert planned.kernel.startswith(kernel)
+        assert f"kernel     {planned.kernel}" in report(planned)
 
 
 def test_images_and_videos_go_to_pipelines_that_take_them(model, tmp_path):
