@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
+from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -65,9 +66,12 @@ class PipelineAdapter(ABC):
     # Geometry
 
     def transformers(self, pipe: Any) -> dict[str, nn.Module]:
-        """The denoising transformers of a pipeline, by attribute name."""
+        """The denoising transformers of a pipeline, by attribute name; the model in a compiled one.
+
+        ``torch.compile`` returns a wrapper that runs what is installed on the model inside.
+        """
         names = ("transformer", "transformer_2")
-        found = {n: m for n in names if (m := getattr(pipe, n, None)) is not None}
+        found = {n: unwrap_module(m) for n in names if (m := getattr(pipe, n, None)) is not None}
         if not found:
             raise LVSAError(f"{type(pipe).__name__} has no transformer to install LVSA on")
         return found

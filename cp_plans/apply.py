@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.models._modeling_parallel import ContextParallelOutput
+from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -57,7 +58,7 @@ def apply_plan(transformer: nn.Module, plan: ModelPlan, mesh: DeviceMesh) -> App
     group = mesh.get_group()
     applied = AppliedPlan(transformer, plan, mesh.size())
     for path, entry in plan.splits.items():
-        module = transformer.get_submodule(path)
+        module = unwrap_module(transformer.get_submodule(path))
         name = path or type(transformer).__name__
         if isinstance(entry, Mapping):
             hooks = SplitHooks(name, module, entry, group)

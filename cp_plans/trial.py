@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 
 from lvsa.cp_plans.base import ModelPlan
@@ -77,7 +78,7 @@ def trial_run(transformer: nn.Module, plan: ModelPlan, grid: FrameGrid) -> dict[
 
 
 def meta_twin(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
-    """A module tree of the same classes without weights, hooks or replaced forward methods.
+    """A module tree of the same classes without weights, hooks, or what runs in place of forward.
 
     A trial on it leaves no trace, whatever is installed on the module. Weights are in float32, so
     that a model in half precision meets inputs of one dtype.
@@ -86,7 +87,7 @@ def meta_twin(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None
         module: the module, on any device.
         known: twins of modules that were met before; for the recursion.
     """
-    known = {} if known is None else known
+    known, module = {} if known is None else known, unwrap_module(module)
     if module in known:
         return known[module]
     twin = known[module] = object.__new__(type(module))
@@ -125,7 +126,7 @@ def _refuse(transformer: nn.Module, plan: ModelPlan, problems: list[str]) -> Non
 def _name_problems(transformer: nn.Module, plan: ModelPlan) -> Iterator[str]:
     for path, entry in plan.splits.items():
         try:
-            module = transformer.get_submodule(path)
+            module = unwrap_module(transformer.get_submodule(path))
         except AttributeError:
             near = difflib.get_close_matches(path, [n for n, _ in transformer.named_modules()], 3)
             yield (

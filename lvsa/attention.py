@@ -141,6 +141,9 @@ class LVSAttention:
         """L, tokens of this rank."""
         return self.shards.local_tokens
 
+    # A graph of its own for every step, block and rank would be compiled here: tables, collectives
+    # and counters change with them. What is around it is compiled once.
+    @torch.compiler.disable
     def __call__(
         self,
         q_BLHD: Tensor,

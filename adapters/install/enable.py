@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from lvsa.adapters import adapter_for, get_adapter
 from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.install.grids import VideoGrids
+from lvsa.adapters.install.prepared import check_hooks, forget_compiled
 from lvsa.adapters.install.replication import Replication
 from lvsa.adapters.install.rope_patch import RIFLExOptions
 from lvsa.adapters.install.session import LVSASession
@@ -114,12 +115,14 @@ def enable(
     if not isinstance(adapter, ModelAdapter):
         adapter = get_adapter(adapter) if adapter else adapter_for(type(pipe))
     transformers = adapter.transformers(pipe)
+    check_hooks(transformers, 1 if mesh is None else mesh.size())
     check_weights(transformers, group)
     device = device_of(pipe)
     attention = LVSAttention(group=group, exchange=exchange, backend=backend, device=device)
     session = LVSASession(adapter, attention, transformers)
     try:
         session.hold(pipe)
+        session.undo_later(partial(forget_compiled, transformers.values()))
         grids = VideoGrids(
             pipe,
             session,
@@ -132,6 +135,7 @@ def enable(
         if num_frames is not None and height is not None and width is not None:
             grids.pin(adapter.grid(num_frames, height, width, pipe))
         _install(pipe, session, mesh)
+        forget_compiled(transformers.values())
         Watch(pipe, session, grids)
         if replicate:
             methods = adapter.replicated_methods

@@ -7,12 +7,14 @@ another video.
 
 import functools
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lvsa.adapters.install.grids import VideoGrids, described
+from lvsa.adapters.install.prepared import forget_cached, share_decisions
 from lvsa.adapters.install.session import LVSASession
 from lvsa.comm import check_agreement, check_replicated
 from lvsa.errors import LVSAError
@@ -34,6 +36,7 @@ class Watch:
         session.clock.attach(pipe.scheduler)
         session.clock.guards.append(self.check_transformers)
         session.clock.results.append(self.check_latents)
+        session.clock.listeners.append(partial(forget_cached, session.transformers.values()))
         # The result of the last step may still be on its way from the device.
         session.undo_later(session.finite.finish)
         for transformer in session.transformers.values():
@@ -103,6 +106,9 @@ class ForwardHook:
         self.watch.grids.switch(grid)
         check_processors(session, transformer)
         if first:
+            # Here, so that a cache may be enabled before LVSA or after.
+            for undo in share_decisions(transformer, group):
+                session.undo_later(undo)
             tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
             check_replicated(tensors, group)
         if session.riflex is not None and grid is not None:
