@@ -10,7 +10,7 @@ with a causal VAE and a patchifying transformer; a family overrides what is diff
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ class PipelineAdapter(ABC):
         "prepare_latents",
     )
     """Methods of the pipelines that draw noise or encode inputs: one rank runs them for all."""
+    guidance_style: ClassVar[Literal["calls", "batch"]] = "calls"
+    """Whether pipelines make the two passes of guidance in calls of their own or in one batch."""
     float32_components: ClassVar[tuple[str, ...]] = ()
     """Components that the authors keep in float32 while the rest is in half precision."""
     tiled_vae: ClassVar[bool] = False
@@ -194,6 +196,12 @@ class PipelineAdapter(ABC):
     def known_model(self, pipe: Any) -> KnownModel | None:
         """The published checkpoint that a pipeline is; None for one that is not known."""
         return recognize(self.known_models, pipe)
+
+    def check_guidance_parallel(self, pipe: Any) -> None:  # noqa: B027 - a hook
+        """Stops for a pipeline whose guidance has not two passes in every step.
+
+        A scale of 1 in a call is found in its first step.
+        """
 
     # Arguments
 

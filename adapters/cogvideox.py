@@ -65,6 +65,7 @@ class CogVideoXAdapter(ModelAdapter):
     horizon = HORIZON
     known_models = COGVIDEOX
     replicated_methods = ("encode_prompt", "prepare_latents")
+    guidance_style = "batch"
 
     def __init__(self) -> None:
         self._fused: WeakSet[nn.Module] = WeakSet()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lvsa.adapters.base import QKV, ModelAdapter, is_pipeline, modules_named, split_heads
 from lvsa.adapters.checkpoints.hunyuan15 import HORIZON, HUNYUAN15
 from lvsa.errors import LVSAError
+from lvsa.mesh import PASSES
 from lvsa.rope import apply_rotary_3d_cos_sin
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,19 @@ class HunyuanVideo15Adapter(ModelAdapter):
         if guidance is not None:
             _set_guidance(pipe, float(guidance))
         return arguments
+
+    def check_guidance_parallel(self, pipe: Any) -> None:
+        """Stops for a guider that has other passes than two in some step."""
+        guider: Any = getattr(pipe, "guider", None)
+        passes = getattr(guider, "num_conditions", None)
+        config: Any = getattr(guider, "config", {})
+        whole = config.get("start", 0.0) == 0.0 and config.get("stop", 1.0) == 1.0
+        if passes != PASSES or not whole:
+            raise LVSAError(
+                f"guidance in parallel takes a guider with {PASSES} passes in every step; the "
+                f"{type(guider).__name__} of this pipeline has {passes}, from "
+                f"{config.get('start')} to {config.get('stop')} of the steps"
+            )
 
     # Projections
 

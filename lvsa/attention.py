@@ -18,6 +18,7 @@ from lvsa.backends import Backend, get_backend
 from lvsa.comm import all_gather, check_agreement, group_rank, group_size, wait
 from lvsa.errors import LVSAError, SequenceError
 from lvsa.exchange import Exchange, get_exchange
+from lvsa.heads import HeadExchange
 from lvsa.merge import AttentionState, merge_all
 from lvsa.pattern import Pattern
 from lvsa.shards import FrameGrid, Shards
@@ -51,11 +52,13 @@ class Received:
         calls: of `LVSAttention`.
         kv_bytes: of keys and values.
         text_bytes: of attention that text queries found on other ranks.
+        head_bytes: of queries, keys, values and outputs, tokens exchanged for heads.
     """
 
     calls: int = 0
     kv_bytes: int = 0
     text_bytes: int = 0
+    head_bytes: int = 0
 
 
 TABLES_KEPT = 4
@@ -68,7 +71,9 @@ class LVSAttention:
     Args:
         pattern: which latent frames attend which; None until `configure` says it.
         grid: the token grid of the whole video; None until then too.
-        group: process group that the sequence is cut among; None for one process.
+        group: process group among which keys and values travel; None for one process.
+        heads: process group that exchanges tokens for heads around the attention; None without.
+            The sequence is cut among both, and ranks of ``heads`` hold neighbouring parts.
         exchange: name of the KV exchange, see `lvsa.exchange`; no effect on one rank.
         backend: name of the attention kernel, see `lvsa.backends`, or one built by hand.
         device: where the tensors will be.
@@ -87,23 +92,25 @@ class LVSAttention:
         grid: FrameGrid | None = None,
         *,
         group: dist.ProcessGroup | None = None,
+        heads: dist.ProcessGroup | None = None,
         exchange: str = "needed",
         backend: str | Backend = "auto",
         device: torch.device | str = "cpu",
     ) -> None:
         # Before anything that a rank might refuse alone, while the others wait for it.
-        check_agreement(
-            {
-                "grid": grid,
-                "pattern": None if pattern is None else pattern.identity,
-                "exchange": exchange,
-                "backend": backend if isinstance(backend, str) else backend.name,
-            },
-            group,
-            what="attention settings",
-        )
+        settings = {
+            "grid": grid,
+            "pattern": None if pattern is None else pattern.identity,
+            "exchange": exchange,
+            "backend": backend if isinstance(backend, str) else backend.name,
+        }
+        for ranks in (group, heads):
+            check_agreement(settings, ranks, what="attention settings")
         self.group, self.device = group, torch.device(device)
-        self.rank, self.world = group_rank(group), group_size(group)
+        self.heads = None if heads is None else HeadExchange(heads)
+        # Of the sequence outside of the attention.
+        self.rank = group_rank(group) * group_size(heads) + group_rank(heads)
+        self.world = group_size(group) * group_size(heads)
         self.backend = get_backend(backend, device) if isinstance(backend, str) else backend
         self.exchange_type = get_exchange(exchange)
         self._exchanges: OrderedDict[tuple[Pattern, FrameGrid], Exchange[Any]] = OrderedDict()
@@ -127,14 +134,16 @@ class LVSAttention:
             )
         exchange = self._exchanges.get((pattern, grid))
         if exchange is None:
-            shards = Shards(grid, self.world)
-            exchange = self.exchange_type(shards, pattern, self.rank, self.group, self.device)
+            Shards(grid, self.world)
+            shards = Shards(grid, group_size(self.group))
+            rank = group_rank(self.group)
+            exchange = self.exchange_type(shards, pattern, rank, self.group, self.device)
             self._exchanges[pattern, grid] = exchange
             if len(self._exchanges) > TABLES_KEPT:
                 self._exchanges.popitem(last=False)
         self._exchanges.move_to_end((pattern, grid))
         self.pattern, self.grid = pattern, grid
-        self.shards, self.exchange = exchange.shards, exchange
+        self.shards, self.exchange = Shards(grid, self.world), exchange
 
     @property
     def local_tokens(self) -> int:
@@ -170,6 +179,28 @@ class LVSAttention:
             LVSAError: where gradients are asked for.
         """
         self._check(q_BLHD, k_BLHD, v_BLHD, text)
+        if self.heads is None:
+            return self._attend(q_BLHD, k_BLHD, v_BLHD, text, scale)
+        before = self.heads.received_bytes
+        qkv = self.heads.to_heads(q_BLHD, k_BLHD, v_BLHD)
+        if text is not None:
+            q, k, v, valid = text
+            mine = self.heads.mine
+            text = TextTokens(mine(q), mine(k), mine(v), valid)
+        out, text_out = self._attend(*qkv, text, scale)
+        out = self.heads.to_tokens(out)
+        self.received.head_bytes += self.heads.received_bytes - before
+        return out, None if text_out is None else self.heads.all_heads(text_out)
+
+    def _attend(
+        self,
+        q_BLHD: Tensor,
+        k_BLHD: Tensor,
+        v_BLHD: Tensor,
+        text: TextTokens | None,
+        scale: float | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`__call__` for the heads that this rank attends."""
         text_out = None if text is None else self._start_text(text, k_BLHD, v_BLHD, scale)
         state: AttentionState | None = None
         offset = self.pattern.offset(self.step)
@@ -236,9 +267,9 @@ class LVSAttention:
         self, text: TextTokens, k_BLHD: Tensor, v_BLHD: Tensor, scale: float | None
     ) -> "_TextOutput":
         """Text queries over the local video, sent to all ranks while the video is attended."""
-        q, travels = text.q_BXHD, self.world > 1
+        q, travels = text.q_BXHD, group_size(self.group) > 1
         # Every rank holds the text; one of them counts it.
-        counts = self.rank == 0
+        counts = group_rank(self.group) == 0
         state = self.backend.attend_all(q, k_BLHD, v_BLHD, scale, more=counts or travels)
         if counts:
             state = self._attend_text(q, text, scale, state, more=travels)

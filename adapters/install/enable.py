@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from lvsa.adapters import adapter_for, get_adapter
 from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.install.grids import VideoGrids
+from lvsa.adapters.install.guidance import GuidanceParallel
 from lvsa.adapters.install.prepared import check_hooks, forget_compiled
 from lvsa.adapters.install.replication import Replication
 from lvsa.adapters.install.rope_patch import RIFLExOptions
@@ -18,10 +19,12 @@ from lvsa.adapters.install.session import LVSASession
 from lvsa.adapters.install.watch import Watch
 from lvsa.attention import LVSAttention
 from lvsa.backends import Backend
-from lvsa.comm import check_agreement, check_weights
+from lvsa.comm import check_agreement, check_weights, group_size
 from lvsa.cp_plans import ModelPlan
 from lvsa.cp_plans.trial import meta_twin
 from lvsa.errors import LVSAError
+from lvsa.heads import check_heads
+from lvsa.mesh import VideoMesh
 from lvsa.pattern import Pattern
 from lvsa.processor import LVSAProcessor
 from lvsa.settings import LVSASettings
@@ -57,8 +60,9 @@ def enable(
         pattern: a pattern of your own in place of ``settings``, in latent frames.
         exchange: how keys and values travel: all_gather, ring or needed.
         backend: the attention kernel, by name or built by hand; auto picks it by device and dtype.
-        mesh: one-dimensional mesh of the ranks that share a video. Without it: all ranks of the
-            default process group if there is one, else this process alone.
+        mesh: the ranks that share a video, with dimensions named as in `lvsa.mesh`: guidance,
+            frames, heads, or one of any name, which is frames. Without it: all ranks of the
+            default process group as frames if there is one, else this process alone.
         adapter: name or instance; found from the pipeline's class without it.
         riflex: lower the temporal frequency that makes long videos repeat themselves, see
             `lvsa.riflex`; Wan, HunyuanVideo 1.5 and CogVideoX with rotary embeddings.
@@ -73,17 +77,13 @@ def enable(
         A session; use it as a context manager or call its `remove`.
 
     Raises:
-        LVSAError (a ValueError): for a size or length off the model's grid, a sequence that does
-            not divide among the ranks, a plan that does not fit, settings or weights that differ
-            among ranks, RIFLEx on a model that it does not know, or a pipeline that has a session.
+        LVSAError (a ValueError): for a size or length off the model's grid, a sequence or heads
+            that do not divide among the ranks, guidance without two passes, a plan that does not
+            fit, settings or weights that differ among ranks, RIFLEx on a model that it does not
+            know, or a pipeline that has a session.
     """
-    mesh = mesh or default_mesh(pipe)
-    if mesh is not None and mesh.ndim != 1:
-        raise LVSAError(
-            f"the mesh has {mesh.ndim} dimensions {mesh.mesh_dim_names or ''}; give the one that "
-            "the ranks of a video share, as in mesh['frames']"
-        )
-    group = None if mesh is None else mesh.get_group()
+    ranks = VideoMesh.of(mesh or default_mesh(pipe))
+    group = ranks.video
     # Before anything that a rank might refuse alone, while the others wait for it.
     check_agreement(
         {
@@ -115,11 +115,18 @@ def enable(
     if not isinstance(adapter, ModelAdapter):
         adapter = get_adapter(adapter) if adapter else adapter_for(type(pipe))
     transformers = adapter.transformers(pipe)
-    check_hooks(transformers, 1 if mesh is None else mesh.size())
+    check_hooks(transformers, group_size(group))
+    configs: list[Any] = [transformer.config for transformer in transformers.values()]
+    for config in configs:
+        check_heads(config.num_attention_heads, group_size(ranks.heads))
+    if ranks.guidance is not None:
+        adapter.check_guidance_parallel(pipe)
     check_weights(transformers, group)
     device = device_of(pipe)
-    attention = LVSAttention(group=group, exchange=exchange, backend=backend, device=device)
-    session = LVSASession(adapter, attention, transformers)
+    attention = LVSAttention(
+        group=ranks.frames, heads=ranks.heads, exchange=exchange, backend=backend, device=device
+    )
+    session = LVSASession(adapter, attention, transformers, group)
     try:
         session.hold(pipe)
         session.undo_later(partial(forget_compiled, transformers.values()))
@@ -134,7 +141,7 @@ def enable(
         session.undo_later(grids.remove_riflex)
         if num_frames is not None and height is not None and width is not None:
             grids.pin(adapter.grid(num_frames, height, width, pipe))
-        _install(pipe, session, mesh)
+        _install(pipe, session, ranks)
         forget_compiled(transformers.values())
         Watch(pipe, session, grids)
         if replicate:
@@ -156,19 +163,24 @@ def _plans(pipe: Any, session: LVSASession) -> list[tuple[nn.Module, ModelPlan]]
     ]
 
 
-def _install(pipe: Any, session: LVSASession, mesh: DeviceMesh | None) -> None:
+def _install(pipe: Any, session: LVSASession, ranks: VideoMesh) -> None:
     """Processors on the attention modules, plans on the transformers."""
     adapter, attention = session.adapter, session.attention
     for transformer in session.transformers.values():
         for _, module in adapter.attention_modules(transformer):
             session.undo_later(partial(module.set_processor, module.processor))
-        if mesh is not None:
+        if ranks.sequence is not None:
             plan = adapter.model_plan(pipe, transformer)
             applied = adapter.setup_context_parallel(
-                transformer, attention.world, mesh=mesh, plan=plan
+                transformer, attention.world, mesh=ranks.sequence, plan=plan
             )
             if applied is not None:
                 session.undo_later(applied.remove)
+    if ranks.guidance is not None:
+        shared = GuidanceParallel(session.transformers, adapter.guidance_style, ranks.guidance)
+        session.undo_later(shared.remove)
+        session.clock.results.append(shared.check_complete)
+        session.clock.listeners.append(shared.restart)
     adapter.patch_rotary_for_cp(attention.rank, attention.world)
     session.blocks = adapter.install_processor(pipe, LVSAProcessor(adapter, attention))
 

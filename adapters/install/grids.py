@@ -111,7 +111,9 @@ class VideoGrids:
                     f"the pattern is for {pattern.frames} latent frames; this video has "
                     f"{described(grid)}"
                 )
-        check_agreement({"pattern": pattern.identity}, attention.group, what="attention patterns")
+        check_agreement(
+            {"pattern": pattern.identity}, self.session.group, what="attention patterns"
+        )
         for transformer, plan in self.plans:
             validate_plan(transformer, plan, grid)
         self._patterns[size(grid)] = pattern

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
+from torch import distributed as dist
 from torch import nn
 
 from lvsa.adapters.base import ModelAdapter
@@ -29,12 +30,18 @@ class LVSASession:
             grid are those of the video at work; a session without sizes has none before the first
             forward.
         transformers: the pipeline's transformers by attribute name, as they were found.
+        group: all ranks that make the video; None for one process.
     """
 
     def __init__(
-        self, adapter: ModelAdapter, attention: LVSAttention, transformers: dict[str, nn.Module]
+        self,
+        adapter: ModelAdapter,
+        attention: LVSAttention,
+        transformers: dict[str, nn.Module],
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         self.adapter, self.attention, self.transformers = adapter, attention, transformers
+        self.group = group
         self.clock = StepClock(self._set_step)
         self.finite = FiniteCheck()
         """Holds the latents of every step against infinity and not-a-number."""

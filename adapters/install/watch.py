@@ -98,7 +98,7 @@ class ForwardHook:
         grid = session.adapter.read_grid(pipe, transformer, arguments)
         first = self.checked != session.clock.generations
         self.checked = session.clock.generations
-        group = session.attention.group
+        group = session.group
         if first:
             # Before a rank might refuse its grid alone, while the others wait for it.
             shown = None if grid is None else described(grid)
