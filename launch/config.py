@@ -150,6 +150,9 @@ class ProcessesConfig:
     """How long a rank waits for the others in a collective, seconds."""
     ranks: Annotated[int | None, Range(1, 4_096)] = None
     """Ranks to plan for, with --dry-run. Default: as many as were started."""
+    hardware: str | None = None
+    """GPU to predict the attention's time on, on paper, with --dry-run: a100, h100, h200, b200,
+    l40s, rtx4090, rtx5090, or a TOML file that describes one."""
 
 
 @dataclass(frozen=True)

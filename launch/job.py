@@ -11,6 +11,7 @@ from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.install.grids import make_pattern
 from lvsa.adapters.install.rope_patch import RIFLExOptions, check_riflex, without_change
 from lvsa.errors import CheckpointError, LVSAError
+from lvsa.hardware import find_hardware
 from lvsa.launch.config import GenerateConfig, ProcessesConfig
 from lvsa.launch.inputs import FILES, Request, call_arguments, make_request
 from lvsa.launch.kernel import kernel_for
@@ -175,6 +176,8 @@ def make_job(
     )
     if config.attention.riflex:
         check_riflex(adapter.transformers(skeleton), job.horizon, _riflex(config))
+    if config.processes.hardware is not None:
+        find_hardware(config.processes.hardware)
     if not config.output.dry_run:
         # A dry run tells what would divide; anything else cannot go on.
         _ = job.shards
@@ -285,6 +288,10 @@ def without_effect(job: Job) -> list[str]:
         (
             processes.ranks is not None and not config.output.dry_run,
             "--ranks: needs --dry-run; torchrun says how many ranks run",
+        ),
+        (
+            processes.hardware is not None and not config.output.dry_run,
+            "--hardware: needs --dry-run; a generation is measured",
         ),
         (
             config.output.show_mask and config.output.dry_run,

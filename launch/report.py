@@ -11,6 +11,7 @@ from lvsa.exchange import EXCHANGES
 from lvsa.exchange.base import token_bytes
 from lvsa.launch.job import Job, without_effect
 from lvsa.launch.picture import draw_pattern
+from lvsa.launch.prediction import prediction_lines
 from lvsa.launch.records.output import with_suffix
 from lvsa.pattern import Pattern
 from lvsa.settings import joined
@@ -121,6 +122,7 @@ def report(job: Job) -> str:
             low, mean, high = min(values) / 1e6, float(np.mean(values)) / 1e6, max(values) / 1e6
             mark = "  ← this job" if name == job.config.processes.exchange else ""
             lines.append(f"             {name:<10} {low:.4g} / {mean:.4g} / {high:.4g}{mark}")
+    lines += prediction_lines(job)
     return "\n".join(lines)
 
 

@@ -100,6 +100,16 @@ def test_the_kernel_is_named(model):
         assert f"kernel     {planned.kernel}" in report(planned)
 
 
+def test_a_plan_predicts_for_a_gpu_that_is_named(model):
+    flags = ("--dry-run", "--dtype", "bfloat16", "--ranks", "2", "--lvsa", "--hardware")
+    text = report(job(model, *flags, "h100"))
+    assert "predicted" in text and "H100" in text and "not measured" in text and "dense" in text
+    assert "predicted" not in report(job(model, *flags[:-1]))
+    assert "float32" in report(job(model, "--dry-run", "--hardware", "a100")).splitlines()[-1]
+    with refuses(LVSAError, "h101", "h100"):
+        job(model, *flags, "h101")
+
+
 def test_images_and_videos_go_to_pipelines_that_take_them(model, tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     with refuses(LVSAError, "--image", "WanPipeline"):
@@ -265,6 +275,7 @@ def test_a_class_that_diffusers_does_not_have_is_named(copy):
         (["--prompt", " \n\t\u3000"], "--prompt"),
         (["--revision", "main"], "--revision"),
         (["--dry-run", "--show-mask"], "--show-mask"),
+        (["--hardware", "h100"], "--hardware"),
         (["--lvsa", "--key-frame-interval", "4", "--rotate-keyframes"], "--lvsa"),
         (["--lvsa", "--key-frame-interval", "16", "--window-size", "4", "--rotate-keyframes",
           "--steps", "1"], "--rotate-keyframes"),
