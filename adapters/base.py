@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
+import torch
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -60,8 +61,16 @@ class PipelineAdapter(ABC):
     """Methods of the pipelines that draw noise or encode inputs: one rank runs them for all."""
     guidance_style: ClassVar[Literal["calls", "batch"]] = "calls"
     """Whether pipelines make the two passes of guidance in calls of their own or in one batch."""
-    float32_components: ClassVar[tuple[str, ...]] = ()
-    """Components that the authors keep in float32 while the rest is in half precision."""
+    component_dtypes: ClassVar[Mapping[str, torch.dtype]] = {}
+    """Number formats of components that the authors keep in another one while the transformer is in
+    half precision."""
+    schedulers: ClassVar[tuple[str, ...]] = (
+        "UniPCMultistepScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+    )
+    """Classes of schedulers that the pipelines work with: here, those of flow matching that end
+    without noise and draw none of their own."""
     tiled_vae: ClassVar[bool] = False
     """Whether the VAE must decode in tiles, because it takes the whole video at once."""
 

@@ -66,6 +66,8 @@ class CogVideoXAdapter(ModelAdapter):
     known_models = COGVIDEOX
     replicated_methods = ("encode_prompt", "prepare_latents")
     guidance_style = "batch"
+    # The only ones with the shift of the signal-to-noise ratio that these models learned.
+    schedulers = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 
     def __init__(self) -> None:
         self._fused: WeakSet[nn.Module] = WeakSet()

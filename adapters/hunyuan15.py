@@ -2,8 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -28,6 +28,16 @@ class HunyuanVideo15Adapter(ModelAdapter):
     horizon = HORIZON
     known_models = HUNYUAN15
     tiled_vae = True
+    # As in hyvideo/pipelines/hunyuan_video_pipeline.py of Tencent-Hunyuan/HunyuanVideo-1.5. (Later
+    # versions there keep the VAE in float32 where the GPU has more than 23 GB.)
+    component_dtypes: ClassVar[Mapping[str, torch.dtype]] = {
+        "vae": torch.float16,
+        "text_encoder": torch.float16,
+        "text_encoder_2": torch.float16,
+        "image_encoder": torch.float16,
+    }
+    # Its pipelines set the noise levels themselves, which few schedulers take.
+    schedulers = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler")
     replicated_methods = (
         "encode_prompt",
         "encode_image",

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
+import torch
 from diffusers.models.transformers.transformer_wan import _get_qkv_projections
 from PIL.Image import Image
 from torch import Tensor, nn
@@ -45,7 +46,10 @@ class WanAdapter(ModelAdapter):
         "prepare_video_latents",
         "prepare_masks",
     )
-    float32_components = ("vae", "image_encoder")
+    component_dtypes: ClassVar[Mapping[str, torch.dtype]] = {
+        "vae": torch.float32,
+        "image_encoder": torch.float32,
+    }
 
     def training_horizon(self, pipe: Any) -> int:
         """Training horizon of the checkpoint, or where it is unknown of its kind: its VAE tells."""

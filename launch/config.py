@@ -24,6 +24,8 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 ALIASES = {
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
+    "guidance_scale_2": "guidance_2",
+    "boundary_ratio": "boundary",
     "schedule": "keyframe_placement",
     "reference_latent_frames": "horizon",
     "condition_frames": "condition_latent_frames",
@@ -43,6 +45,8 @@ class VideoConfig:
     """What the video shows. Must be given; "" leaves it to the model."""
     negative_prompt: str = ""
     """What it should not show; needs a guidance above 1."""
+    negative_prompt_file: Path | None = None
+    """The same from a text file (UTF-8)."""
     num_frames: Annotated[int | None, Range(1, 100_000)] = None
     """Length in video frames; Wan takes 4k + 1. Default: the model's own."""
     height: Pixels = None
@@ -98,6 +102,18 @@ class SamplingConfig:
     guidance: float | None = None
     """Scale of classifier-free guidance (also --guidance-scale); 1 switches it off. Default: the
     model's own."""
+    guidance_2: float | None = None
+    """Guidance of the low-noise transformer of models with two (Wan 2.2 A14B). Default: that of
+    --guidance where it is given, else the model's own."""
+    boundary: Annotated[float | None, Range(0, 1)] = None
+    """Noise level, 0 to 1, below which the low-noise transformer takes over. Default: the model's
+    own."""
+    flow_shift: Annotated[float | None, Range(0.01, 1_000)] = None
+    """Shift of the noise levels of flow matching: above 1, more steps at high noise. Default: as
+    published for the model and the size."""
+    scheduler: str | None = None
+    """Class of a diffusers scheduler, or own: the checkpoint's as its file says. Default: as
+    published for the model."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of the noise."""
 

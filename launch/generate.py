@@ -157,6 +157,7 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
 
     seconds, steps = Stopwatch({"loading": loaded.seconds}), StepTimer(runtime.device)
     config, pipe = job.config, loaded.pipe
+    job.request.sampling.set_on(pipe)
     lvsa = enable(
         pipe,
         num_frames=job.request.num_frames,

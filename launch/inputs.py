@@ -11,11 +11,17 @@ from lvsa.adapters.checkpoints import Defaults
 from lvsa.errors import LVSAError
 from lvsa.launch.conditions import Conditions
 from lvsa.launch.config import GenerateConfig, VideoConfig
+from lvsa.launch.config_file import read_text
+from lvsa.launch.sampling import Sampling, settle
 from lvsa.settings import flag
 
 FILES = ("image", "last_image", "video")
 # Arguments of diffusers pipelines that are flags under another name.
-FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance"}
+FLAGS = {
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "guidance_scale_2": "--guidance-2",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Request:
         steps, guidance, seed, fps: as their flags.
         prompt, negative_prompt: texts.
         conditions: images, video and strength for the pipeline, by its argument names.
+        sampling: how it is denoised.
     """
 
     num_frames: int
@@ -39,6 +46,7 @@ class Request:
     prompt: str
     negative_prompt: str
     conditions: dict[str, Any]
+    sampling: Sampling
 
 
 def make_request(
@@ -103,9 +111,23 @@ def make_request(
         **values,
         seed=sampling.seed,
         prompt=video.prompt or "",
-        negative_prompt=video.negative_prompt,
+        negative_prompt=_negative_prompt(video),
         conditions=conditions,
+        sampling=settle(sampling, pipe, adapter, size),
     )
+
+
+def _negative_prompt(video: VideoConfig) -> str:
+    """What the video should not show, of the flag or of a file."""
+    path = video.negative_prompt_file
+    if path is None:
+        return video.negative_prompt
+    if video.negative_prompt:
+        raise LVSAError("--negative-prompt and --negative-prompt-file exclude one another")
+    text = read_text(path, "--negative-prompt-file").strip()
+    if not text:
+        raise LVSAError(f"--negative-prompt-file {path} is empty")
+    return text
 
 
 def _check_conditions(
@@ -144,6 +166,7 @@ def call_arguments(
         "guidance_scale": request.guidance,
         "generator": torch.Generator().manual_seed(request.seed),
         "output_type": "np" if first_rank else "latent",
+        **request.sampling.arguments(),
         **request.conditions,
     }
     arguments = adapter.call_arguments(pipe, arguments)

@@ -1,5 +1,6 @@
 """Everything about a generation that is known before weights are loaded."""
 
+import copy
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,17 +9,17 @@ import torch
 
 from lvsa.adapters import adapter_for
 from lvsa.adapters.base import ModelAdapter
+from lvsa.adapters.checkpoints import Defaults, KnownModel
 from lvsa.adapters.install.grids import make_pattern
-from lvsa.adapters.install.rope_patch import RIFLExOptions, check_riflex, without_change
+from lvsa.adapters.install.rope_patch import RIFLExOptions, check_riflex
 from lvsa.errors import CheckpointError, LVSAError
 from lvsa.hardware import find_hardware
-from lvsa.launch.config import GenerateConfig, ProcessesConfig
+from lvsa.launch.config import GenerateConfig
 from lvsa.launch.inputs import FILES, Request, call_arguments, make_request
 from lvsa.launch.kernel import kernel_for
 from lvsa.launch.loading.models import ModelSource, find_model
 from lvsa.launch.loading.skeleton import BROKEN_CONFIG, defaults_for, skeleton_pipeline
 from lvsa.pattern import FrameMatrices, Pattern, dense
-from lvsa.settings import flag
 from lvsa.shards import FrameGrid, Shards
 
 logger = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ def make_job(
             f"a video from {_given(config)} needs {wanted}, and the list begins with one that "
             f"{source.pipeline_class} makes; one list has one pipeline: give it a list of its own"
         )
-    dtype = _dtype(config.model.dtype, device)
+    dtype = _dtype(config.model.dtype, device, adapter.known_model(skeleton))
     transformer: Any = next(iter(adapter.transformers(skeleton).values()))
     head_dim = int(transformer.config.attention_head_dim)
     backend, dry_run = config.attention.backend, config.output.dry_run
@@ -159,6 +160,9 @@ def make_job(
     if request is None:
         defaults = defaults_for(source, adapter, skeleton)
         request = make_request(config, skeleton, adapter, defaults, world)
+    # Videos of one job share the model, and each may have a schedule of its own.
+    skeleton = copy.copy(skeleton)
+    request.sampling.set_on(skeleton)
     call_arguments(request, adapter, skeleton, first_rank=True)
     _check_steps(request.steps, skeleton.scheduler)
     grid = adapter.grid(request.num_frames, request.height, request.width, skeleton)
@@ -175,7 +179,7 @@ def make_job(
         world=world,
     )
     if config.attention.riflex:
-        check_riflex(adapter.transformers(skeleton), job.horizon, _riflex(config))
+        check_riflex(adapter.transformers(skeleton), job.horizon, riflex_options(config))
     if config.processes.hardware is not None:
         find_hardware(config.processes.hardware)
     if not config.output.dry_run:
@@ -228,87 +232,14 @@ def reached(pattern: Pattern, steps: int) -> Pattern:
     return replace(pattern, attended=some)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def _dtype(name: str, device: torch.device, known: KnownModel | None) -> torch.dtype:
     if name == "auto":
-        name = "float32" if device.type == "cpu" else "bfloat16"
+        trained = known.defaults.dtype if known else Defaults.dtype
+        name = "float32" if device.type == "cpu" else trained
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
 
-def _riflex(config: GenerateConfig) -> RIFLExOptions:
+def riflex_options(config: GenerateConfig) -> RIFLExOptions:
+    """RIFLEx as the flags ask for it."""
     return RIFLExOptions(config.attention.riflex_ratio, config.attention.riflex_k)
-
-
-def _riflex_changes_nothing(job: Job) -> list[tuple[bool, str]]:
-    """Why --riflex changes nothing. A run says so by itself, when it comes to the video."""
-    if not job.config.attention.riflex or not job.config.output.dry_run:
-        return []
-    options, transformers = _riflex(job.config), job.adapter.transformers(job.skeleton)
-    targets = check_riflex(transformers, job.horizon, options)
-    reason = without_change(targets, job.grid.frames, job.horizon, options)
-    return [(reason is not None, f"--riflex: {reason}")]
-
-
-def without_effect(job: Job) -> list[str]:
-    """Settings that were given and change nothing for this job, each with the reason."""
-    config, steps, guidance = job.config, job.request.steps, job.request.guidance
-    video, attention, processes = config.video, config.attention, config.processes
-    settings, dense_anyway = attention.settings, job.pattern.is_dense
-    still = settings.rotate_keyframes and not dense_anyway and job.pattern.n_offsets == 1
-    notes = [
-        *[(not attention.lvsa, f"{flag(name)}: needs --lvsa") for name in settings.changed()],
-        *[(attention.lvsa, note) for note in settings.without_effect()],
-        (
-            attention.lvsa and dense_anyway,
-            f"--lvsa: every one of the {job.pattern.frames} latent frames attends all others "
-            f"anyway (training horizon: {job.horizon})",
-        ),
-        (
-            attention.lvsa and still and steps > 1,
-            "--rotate-keyframes: there is no keyframe that could move",
-        ),
-        (
-            attention.lvsa and still and steps == 1,
-            "--rotate-keyframes: one denoising step has one set of keyframes",
-        ),
-        (
-            attention.riflex_ratio is not None and not attention.riflex,
-            "--riflex-ratio: needs --riflex",
-        ),
-        (
-            attention.riflex_k is not None and not attention.riflex,
-            "--riflex-k: needs --riflex",
-        ),
-        *_riflex_changes_nothing(job),
-        (video.strength is not None and video.video is None, "--strength: needs --video"),
-        (
-            config.model.revision is not None and not job.source.on_hub,
-            f"--revision: {job.source.name} is not on the model hub",
-        ),
-        (
-            processes.ranks is not None and not config.output.dry_run,
-            "--ranks: needs --dry-run; torchrun says how many ranks run",
-        ),
-        (
-            processes.hardware is not None and not config.output.dry_run,
-            "--hardware: needs --dry-run; a generation is measured",
-        ),
-        (
-            config.output.show_mask and config.output.dry_run,
-            "--show-mask: --dry-run saves the picture anyway",
-        ),
-        (
-            processes.exchange != ProcessesConfig.exchange and job.world == 1,
-            f"--exchange {processes.exchange}: one process exchanges nothing",
-        ),
-        (
-            processes.timeout != ProcessesConfig.timeout and job.world == 1,
-            "--timeout: one process waits for nobody",
-        ),
-        (
-            bool(video.negative_prompt.strip()) and guidance <= 1,
-            f"--negative-prompt: --guidance is {guidance:g}, which needs none",
-        ),
-        (not (video.prompt or "").strip(), "--prompt: empty, so the video shows anything"),
-    ]
-    return [note for applies, note in notes if applies]

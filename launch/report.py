@@ -9,10 +9,12 @@ import numpy as np
 from lvsa.errors import DivisibilityError
 from lvsa.exchange import EXCHANGES
 from lvsa.exchange.base import token_bytes
-from lvsa.launch.job import Job, without_effect
+from lvsa.launch.job import Job
+from lvsa.launch.notes import advice, without_effect
 from lvsa.launch.picture import draw_pattern
 from lvsa.launch.prediction import prediction_lines
 from lvsa.launch.records.output import with_suffix
+from lvsa.launch.sampling import described
 from lvsa.pattern import Pattern
 from lvsa.settings import joined
 from lvsa.shards import Shards
@@ -72,6 +74,7 @@ def tell(job: Job, stem: Path, said: set[str], aloud: bool = True) -> None:
     output = job.config.output
     for level, text in (
         *((logging.WARNING, f"no effect: {setting}") for setting in without_effect(job)),
+        *advice(job),
         (logging.INFO, f"the plan:\n{report(job)}"),
     ):
         if text not in said:
@@ -93,6 +96,7 @@ def report(job: Job) -> str:
         f"video      {request.num_frames} frames of {request.height} × {request.width} pixels, "
         f"{request.num_frames / request.fps:.1f} s at {request.fps} fps; {request.steps} steps, "
         f"guidance {request.guidance:g}",
+        f"sampling   {described(job.skeleton, request.sampling, request.guidance, request.steps)}",
         f"kernel     {job.kernel}",
         f"sequence   T × P = {T} latent frames × {P} tokens = {S} tokens; {job.layers} layers of "
         f"{job.heads} heads × {job.head_dim}, {str(job.dtype).removeprefix('torch.')}",

@@ -2,6 +2,9 @@
 
 Distilled weights have the configs of the others, but for two traces: a guider at scale 1, and
 mean-flow timesteps where few steps are enough. They stand before the plain ones, which fit too.
+
+Steps, guidance and shift as in the table "Optimal Inference Configurations" in README.md of
+Tencent-Hunyuan/HunyuanVideo-1.5, which recommends no negative prompt.
 """
 
 from collections.abc import Mapping
@@ -26,6 +29,7 @@ def _known(
     *,
     steps: int = 50,
     guidance: float = 1.0,
+    shift: float = 5.0,
     transformer: Mapping[str, Any] | None = None,
     guider: Mapping[str, Any] | None = None,
 ) -> KnownModel:
@@ -39,18 +43,27 @@ def _known(
         + f"{size}_{task}_{kind}".rstrip("_"),
         pipelines=(pipeline,),
         horizon=HORIZON,
-        defaults=Defaults(height, width, num_frames=121, steps=steps, guidance=guidance, fps=24),
+        defaults=Defaults(
+            height,
+            width,
+            num_frames=121,
+            steps=steps,
+            guidance=guidance,
+            fps=24,
+            flow_shift=shift,
+            source="Tencent-Hunyuan/HunyuanVideo-1.5: README.md",
+        ),
         configs=configs if guider is None else {**configs, "guider": guider},
     )
 
 
 HUNYUAN15 = (
-    _known("480p", I2V, "step_distilled", steps=12, transformer=FEW_STEPS),
+    _known("480p", I2V, "step_distilled", steps=12, shift=7.0, transformer=FEW_STEPS),
     _known("480p", T2V, "distilled", guider=DISTILLED),
     _known("480p", I2V, "distilled", guider=DISTILLED),
-    _known("720p", I2V, "distilled", guider=DISTILLED),
+    _known("720p", I2V, "distilled", shift=7.0, guider=DISTILLED),
     _known("480p", T2V, guidance=6.0),
     _known("480p", I2V, guidance=6.0),
-    _known("720p", T2V, guidance=6.0),
-    _known("720p", I2V, guidance=6.0),
+    _known("720p", T2V, guidance=6.0, shift=9.0),
+    _known("720p", I2V, guidance=6.0, shift=7.0),
 )

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+# Half way between the sizes for which Wan's authors give a shift each, 480 × 832 and 720 × 1280.
+SMALL_AREA = (480 * 832 * 720 * 1280) ** 0.5
+
 
 @dataclass(frozen=True)
 class Defaults:
@@ -25,6 +28,33 @@ class Defaults:
     """Scale of classifier-free guidance."""
     fps: int
     """Video frames per second."""
+    flow_shift: float | None = None
+    """Shift of the noise levels of flow matching; None leaves that of the scheduler's file."""
+    flow_shift_480p: float | None = None
+    """The same for a small video, nearer to 480 × 832 pixels than to 720 × 1280."""
+    guidance_2: float | None = None
+    """Scale of guidance of the low-noise transformer, of models with two."""
+    boundary: float | None = None
+    """Noise level, 0 to 1, below which the low-noise transformer takes over, of models with two."""
+    scheduler: str | None = None
+    """Class of the scheduler; None for that of the checkpoint."""
+    timestep_spacing: str | None = None
+    """Entry of the scheduler's config; None leaves it."""
+    dynamic_guidance: bool = False
+    """Whether the scale of guidance changes from step to step (CogVideoX, with that scheduler)."""
+    dtype: str = "bfloat16"
+    """Number format of the transformer's weights on an accelerator."""
+    frames_multiple: int | None = None
+    """The authors' lengths are this multiple of a whole number, plus 1, video frames."""
+    negative_prompt: str | None = None
+    """Where the authors' negative prompt is to be found, if they recommend one."""
+    source: str | None = None
+    """Where the authors say so."""
+
+    def shift(self, height: int, width: int) -> float | None:
+        """Flow shift of a video of this size in pixels."""
+        small = self.flow_shift_480p is not None and height * width < SMALL_AREA
+        return self.flow_shift_480p if small else self.flow_shift
 
 
 class Presence(Enum):

@@ -2,7 +2,12 @@
 
 97 frames are also the default of every pipeline. The configs of 540P and 720P are the same: a 720P
 model that was not loaded by its hub id counts as a 540P model, and may set horizon = 31.
+
+Sampling as in SkyworkAI/SkyReels-V2, README.md: 50 steps, guidance 6 and shift 8 from text, 5 and 5
+from an image. (A later note there recommends shift 3 from an image.)
 """
+
+from dataclasses import replace
 
 from lvsa.adapters.checkpoints.known import GIVEN, Defaults, KnownModel
 from lvsa.adapters.checkpoints.wan import transformers
@@ -17,12 +22,22 @@ T2V_14B = transformers(layers=40, channels=16)
 I2V_14B = transformers(layers=40, channels=36, image_dim=GIVEN)
 
 
-def _540p(guidance: float) -> Defaults:
-    return Defaults(544, 960, num_frames=97, steps=50, guidance=guidance, fps=24)
+SMALL = Defaults(
+    height=544,
+    width=960,
+    num_frames=97,
+    steps=50,
+    guidance=6.0,
+    fps=24,
+    flow_shift=8.0,
+    negative_prompt="negative_prompt in generate_video.py of github.com/SkyworkAI/SkyReels-V2",
+    source="SkyworkAI/SkyReels-V2: README.md",
+)
+LARGE = replace(SMALL, height=720, width=1280, num_frames=121)
 
 
-def _720p(guidance: float) -> Defaults:
-    return Defaults(720, 1280, num_frames=121, steps=50, guidance=guidance, fps=24)
+def _from_image(sizes: Defaults) -> Defaults:
+    return replace(sizes, guidance=5.0, flow_shift=5.0)
 
 
 SKYREELS = (
@@ -31,7 +46,7 @@ SKYREELS = (
         repository="Skywork/SkyReels-V2-T2V-14B-540P-Diffusers",
         pipelines=T2V,
         horizon=HORIZON,
-        defaults=_540p(guidance=6.0),
+        defaults=SMALL,
         configs=T2V_14B,
     ),
     KnownModel(
@@ -39,7 +54,7 @@ SKYREELS = (
         repository="Skywork/SkyReels-V2-T2V-14B-720P-Diffusers",
         pipelines=T2V,
         horizon=HORIZON_720P,
-        defaults=_720p(guidance=6.0),
+        defaults=LARGE,
         configs=T2V_14B,
     ),
     KnownModel(
@@ -47,7 +62,7 @@ SKYREELS = (
         repository="Skywork/SkyReels-V2-I2V-1.3B-540P-Diffusers",
         pipelines=I2V,
         horizon=HORIZON,
-        defaults=_540p(guidance=5.0),
+        defaults=_from_image(SMALL),
         configs=transformers(layers=30, channels=36, image_dim=GIVEN),
     ),
     KnownModel(
@@ -55,7 +70,7 @@ SKYREELS = (
         repository="Skywork/SkyReels-V2-I2V-14B-540P-Diffusers",
         pipelines=I2V,
         horizon=HORIZON,
-        defaults=_540p(guidance=5.0),
+        defaults=_from_image(SMALL),
         configs=I2V_14B,
     ),
     KnownModel(
@@ -63,7 +78,7 @@ SKYREELS = (
         repository="Skywork/SkyReels-V2-I2V-14B-720P-Diffusers",
         pipelines=I2V,
         horizon=HORIZON_720P,
-        defaults=_720p(guidance=5.0),
+        defaults=_from_image(LARGE),
         configs=I2V_14B,
     ),
 )

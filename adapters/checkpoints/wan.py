@@ -1,10 +1,13 @@
 """Wan 2.1 and 2.2, and the small model of the same parts that comes along with this package.
 
-Sizes and guidance as on the model cards, where they differ from the pipelines' own defaults.
-Checkpoints with the same configs are told apart by their hub id alone; without one the first of
-them stands for all.
+Sizes as on the model cards. Sampling as in the authors' repositories: Wan-Video/Wan2.1, generate.py
+(steps and shift by task and size, guidance 5) and README.md (guidance 6 and shift 8 to 12 for the
+1.3B model, of which its commands take 8); Wan-Video/Wan2.2, wan/configs/wan_*.py (steps, shift,
+boundary, guidance of both transformers). Checkpoints with the
+same configs are told apart by their hub id alone; without one the first of them stands for all.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from lvsa.adapters.checkpoints.known import ABSENT, GIVEN, Configs, Defaults, KnownModel
@@ -30,8 +33,30 @@ def transformers(*, layers: int, channels: int, two: bool = False, **entries: An
     return {"transformer": config, "transformer_2": config if two else ABSENT}
 
 
-SMALL = Defaults(height=480, width=832, num_frames=81, steps=50, guidance=5.0, fps=16)
-LARGE = Defaults(height=720, width=1280, num_frames=81, steps=50, guidance=5.0, fps=16)
+WAN21 = "Wan-Video/Wan2.1: generate.py, README.md"
+WAN22 = "Wan-Video/Wan2.2: wan/configs"
+NEGATIVE = "sample_neg_prompt in wan/configs/shared_config.py of github.com/Wan-Video/"
+
+SMALL = Defaults(
+    height=480,
+    width=832,
+    num_frames=81,
+    steps=50,
+    guidance=5.0,
+    fps=16,
+    flow_shift=5.0,
+    negative_prompt=NEGATIVE + "Wan2.1",
+    source=WAN21,
+)
+LARGE = replace(SMALL, height=720, width=1280)
+TWO = replace(LARGE, steps=40, negative_prompt=NEGATIVE + "Wan2.2", source=WAN22)
+
+
+def _from_image(sizes: Defaults) -> Defaults:
+    """40 steps, and a smaller shift for a small video."""
+    return replace(sizes, steps=40, flow_shift=5.0, flow_shift_480p=3.0)
+
+
 # Image-to-video models take noise, mask and image latents side by side: 16 + 4 + 16 channels.
 IMAGE_14B = transformers(layers=40, channels=36, image_dim=GIVEN, pos_embed_seq_len=ABSENT)
 FIRST_AND_LAST_14B = transformers(layers=40, channels=36, image_dim=GIVEN, pos_embed_seq_len=GIVEN)
@@ -52,7 +77,7 @@ WAN = (
         repository="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         pipelines=T2V,
         horizon=HORIZON,
-        defaults=SMALL,
+        defaults=replace(SMALL, guidance=6.0, flow_shift=8.0),
         configs=transformers(layers=30, channels=16),
     ),
     KnownModel(
@@ -68,7 +93,7 @@ WAN = (
         repository="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
         pipelines=I2V,
         horizon=HORIZON,
-        defaults=SMALL,
+        defaults=_from_image(SMALL),
         configs=IMAGE_14B,
     ),
     KnownModel(
@@ -76,7 +101,7 @@ WAN = (
         repository="Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
         pipelines=I2V,
         horizon=HORIZON,
-        defaults=LARGE,
+        defaults=_from_image(LARGE),
         configs=IMAGE_14B,
     ),
     KnownModel(
@@ -84,7 +109,7 @@ WAN = (
         repository="Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",
         pipelines=I2V,
         horizon=HORIZON,
-        defaults=LARGE,
+        defaults=replace(LARGE, flow_shift=16.0),
         configs=FIRST_AND_LAST_14B,
     ),
     KnownModel(
@@ -92,7 +117,7 @@ WAN = (
         repository="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
         pipelines=VACE,
         horizon=HORIZON,
-        defaults=SMALL,
+        defaults=replace(SMALL, flow_shift=16.0),
         configs=transformers(layers=30, channels=16),
     ),
     KnownModel(
@@ -100,15 +125,33 @@ WAN = (
         repository="Wan-AI/Wan2.1-VACE-14B-diffusers",
         pipelines=VACE,
         horizon=HORIZON,
-        defaults=LARGE,
+        defaults=replace(LARGE, flow_shift=16.0),
         configs=transformers(layers=40, channels=16),
+    ),
+    KnownModel(
+        # Converted by a third party; its authors' weights are alibaba-pai/Wan2.2-VACE-Fun-A14B.
+        # Sampling as in aigc-apps/VideoX-Fun, examples/wan2.2_vace_fun (with UniPC) and config/.
+        name="Wan 2.2 VACE-Fun A14B",
+        repository="linoyts/Wan2.2-VACE-Fun-14B-diffusers",
+        pipelines=VACE,
+        horizon=HORIZON,
+        defaults=replace(
+            SMALL,
+            guidance_2=5.0,
+            flow_shift=12.0,
+            boundary=0.875,
+            negative_prompt="negative_prompt in examples/wan2.2_vace_fun of "
+            "github.com/aigc-apps/VideoX-Fun",
+            source="aigc-apps/VideoX-Fun: examples/wan2.2_vace_fun",
+        ),
+        configs=transformers(layers=40, channels=16, two=True),
     ),
     KnownModel(
         name="Wan 2.2 T2V A14B",
         repository="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
         pipelines=T2V[:1],
         horizon=HORIZON,
-        defaults=Defaults(height=720, width=1280, num_frames=81, steps=40, guidance=4.0, fps=16),
+        defaults=replace(TWO, guidance=4.0, guidance_2=3.0, flow_shift=12.0, boundary=0.875),
         configs=transformers(layers=40, channels=16, two=True),
     ),
     KnownModel(
@@ -116,7 +159,9 @@ WAN = (
         repository="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
         pipelines=I2V,
         horizon=HORIZON,
-        defaults=Defaults(height=480, width=832, num_frames=81, steps=40, guidance=3.5, fps=16),
+        defaults=replace(
+            TWO, height=480, width=832, guidance=3.5, guidance_2=3.5, flow_shift=5.0, boundary=0.9
+        ),
         configs=transformers(layers=40, channels=36, two=True, image_dim=ABSENT),
     ),
     KnownModel(
@@ -124,7 +169,16 @@ WAN = (
         repository="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
         pipelines=(T2V[0], *I2V),
         horizon=TI2V_HORIZON,
-        defaults=Defaults(height=704, width=1280, num_frames=121, steps=50, guidance=5.0, fps=24),
+        defaults=replace(
+            TWO,
+            height=704,
+            width=1280,
+            num_frames=121,
+            steps=50,
+            guidance=5.0,
+            flow_shift=5.0,
+            fps=24,
+        ),
         configs=transformers(layers=30, channels=48),
     ),
     TINY_WAN,

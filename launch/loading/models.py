@@ -143,8 +143,12 @@ def _configs_from_hub(name: str, revision: str | None) -> Path:
 def models_table() -> str:
     """The known checkpoints with their defaults, for ``--help-models``."""
     from lvsa.adapters.checkpoints import all_checkpoints
+    from lvsa.adapters.checkpoints.loras import DISTILLED_LORAS
 
-    head = ("model", "hub id", "size", "frames", "steps", "guidance", "fps", "horizon")
+    head = (
+        "model", "hub id", "size", "frames", "fps", "horizon",
+        "steps", "guidance", "shift", "boundary", "scheduler", "from",
+    )  # fmt: skip
     rows = [head]
     for _, model in all_checkpoints():
         d = model.defaults
@@ -154,12 +158,23 @@ def models_table() -> str:
                 model.repository or "(comes along)",
                 f"{d.height}×{d.width}",
                 str(d.num_frames),
-                str(d.steps),
-                f"{d.guidance:g}",
                 str(d.fps),
                 str(model.horizon),
+                str(d.steps),
+                _joined(d.guidance, d.guidance_2) + (" dynamic" if d.dynamic_guidance else ""),
+                _joined(d.flow_shift_480p, d.flow_shift),
+                _joined(d.boundary),
+                d.scheduler or "",
+                d.source or "",
             )
         )
+    for lora in DISTILLED_LORAS:
+        rows.append(
+            (
+                f"  with LoRAs: {lora.name}", lora.repository, "", "", "", "", str(lora.steps),
+                _joined(lora.guidance), _joined(lora.flow_shift), "", "", "",
+            )
+        )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -169,8 +184,16 @@ def models_table() -> str:
             *lines,
             "",
             "size: height × width, pixels. frames: video frames. horizon: latent frames that the",
-            "model was trained on, and that automatic keyframes attend. Adapters: "
-            + ", ".join(known_adapters()),
+            "model was trained on, and that automatic keyframes attend. guidance: of the high- and",
+            "the low-noise transformer where there are two; boundary: the noise level between.",
+            "shift: of flow matching; where two are given, at 480p and at 720p. scheduler: where",
+            "it is not the checkpoint's. from: where on GitHub the authors say so.",
+            "Adapters: " + ", ".join(known_adapters()),
             "",
         ]
     )
+
+
+def _joined(*numbers: float | None) -> str:
+    """Numbers for the table, without those that are not there."""
+    return " / ".join(f"{number:g}" for number in numbers if number is not None)

@@ -53,7 +53,8 @@ def load_pipeline(
     Args:
         source: from `find_model`.
         dtype: of the weights.
-        adapter: names the components that stay in float32 whatever the dtype.
+        adapter: names the components that are kept in another one while the rest is in half
+            precision.
         encodes: whether this rank encodes texts and images; one that does not leaves those
             networks, often the largest, on the disk.
         variant: of the files, as in ``model.fp16.safetensors``; the plain ones without it.
@@ -74,7 +75,8 @@ def load_pipeline(
         if name in ENCODERS and not encodes:
             parts[name] = None
             continue
-        own_dtype = torch.float32 if name in adapter.float32_components else dtype
+        half = dtype != torch.float32
+        own_dtype = adapter.component_dtypes.get(name, dtype) if half else dtype
         own_variant = _checked_variant(source, folder / name, variant, allow_pickle)
         parts[name] = _load(source, folder, name, cls, own_dtype, own_variant, allow_pickle)
     try:

@@ -1,5 +1,6 @@
 """The JSON record beside every video: what was asked for, what ran, what it took."""
 
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +13,7 @@ from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.records.output import versions
 from lvsa.launch.records.provenance import digest, hardware, input_digests
 from lvsa.launch.report import attention_flops, pattern_facts, received_bytes
+from lvsa.launch.sampling import scheduler_facts
 
 
 def rank_facts(
@@ -42,6 +44,8 @@ def settled(request: Request) -> dict[str, Any]:
         "guidance": request.guidance,
         "fps": request.fps,
         "seed": request.seed,
+        "negative_prompt": request.negative_prompt,
+        **asdict(request.sampling),
     }
 
 
@@ -74,6 +78,7 @@ def make_record(
             "dtype": str(job.dtype).removeprefix("torch."),
         },
         "request": settled(job.request),
+        "scheduler": scheduler_facts(job.skeleton),
         "video": {"sha256": digest(video), "bytes": video.stat().st_size},
         "sequence": {
             "latent_frames": grid.frames,

@@ -76,6 +76,12 @@ PUBLISHED = [
     ),
     ("WanVACEPipeline", {"transformer": depth(30, 16)}, "Wan 2.1 VACE 1.3B", 21),
     ("WanVACEPipeline", {"transformer": depth(40, 16)}, "Wan 2.1 VACE 14B", 21),
+    (
+        "WanVACEPipeline",
+        {"transformer": depth(40, 16), "transformer_2": depth(40, 16)},
+        "Wan 2.2 VACE-Fun A14B",
+        21,
+    ),
     ("WanPipeline", {"transformer": depth(6, 8, **TINY_WAN)}, "tiny-wan", 21),
     ("WanPipeline", {"transformer": depth(6, 8, **{**TINY_WAN, "text_dim": 16})}, None, 21),
     ("WanPipeline", {"transformer": depth(30, 16), "transformer_2": depth(40, 16)}, None, 21),

@@ -17,9 +17,10 @@ from lvsa.errors import (
     UnknownModel,
 )
 from lvsa.launch.arguments import parse
-from lvsa.launch.job import make_job, without_effect
+from lvsa.launch.job import make_job
 from lvsa.launch.loading.models import ASSETS, find_model
 from lvsa.launch.loading.skeleton import skeleton_pipeline
+from lvsa.launch.notes import without_effect
 from lvsa.launch.report import report
 from tests.support.errors import refuses
 from tests.support.tiny import saved, wan_pipeline
