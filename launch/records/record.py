@@ -45,7 +45,7 @@ def settled(request: Request) -> dict[str, Any]:
         "fps": request.fps,
         "seed": request.seed,
         "negative_prompt": request.negative_prompt,
-        **asdict(request.sampling),
+        **{name: value for name, value in asdict(request.sampling).items() if name != "source"},
     }
 
 
@@ -78,7 +78,7 @@ def make_record(
             "dtype": str(job.dtype).removeprefix("torch."),
         },
         "request": settled(job.request),
-        "scheduler": scheduler_facts(job.skeleton),
+        "scheduler": {**scheduler_facts(job.skeleton), "source": job.request.sampling.source},
         "video": {"sha256": digest(video), "bytes": video.stat().st_size},
         "sequence": {
             "latent_frames": grid.frames,
