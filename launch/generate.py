@@ -72,6 +72,7 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     from lvsa.launch.processes.attempts import attempt
     from lvsa.launch.records.output import versions
     from lvsa.launch.report import tell
+    from lvsa.launch.requests.page import Page
     from lvsa.launch.requests.plan import agreed, job_of, plan_videos
 
     check_agreement(agreed(requests), runtime.group)
@@ -86,10 +87,14 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
         for video in videos:
             tell(job_of(video.config, model, runtime), video.stem, said, runtime.first)
         return
+    listed = len(videos) > 1 or requests[0].where != ""
+    page = Page(videos) if listed and runtime.first else None
     to_make = [video for video in videos if not video.done]
     for video in videos:
         if video.done:
             logger.info("%s: %s.mp4 is there already", video.turn, video.stem)
+    if page is not None:
+        page.write()
     if not to_make:
         return
 
@@ -103,18 +108,20 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
         tell(of_video, video.stem, said, runtime.first)
         make_video(loaded, of_video, video, runtime)
 
-    failed = 0
+    failed: dict[str, str] = {}
     for video in to_make:
-        if len(videos) == 1:
+        if not listed:
             make(video)
             break
         logger.info("%s: %s", video.turn, video.stem.name)
         problem = attempt(runtime, video.stem.name, partial(make, video))
         if problem is not None:
-            failed += 1
+            failed[video.stem.name] = problem
             logger.error("%s: %s failed: %s", video.turn, video.stem.name, problem)
+        if page is not None:
+            page.write(failed)
     if failed:
-        raise SomeFailed(f"{failed} of {len(videos)} videos failed; the others are there")
+        raise SomeFailed(f"{len(failed)} of {len(videos)} videos failed: {', '.join(failed)}")
 
 
 def load(job: "Job", runtime: "Runtime") -> Loaded:

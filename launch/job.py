@@ -31,11 +31,13 @@ class Model:
 
     Args:
         skeleton: its pipeline with the networks on the meta device.
+        defaults: of its videos; None where it is not known.
     """
 
     source: ModelSource
     adapter: ModelAdapter
     skeleton: Any
+    defaults: Defaults | None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def open_model(config: GenerateConfig) -> Model:
         source = replace(source, loaded_as=wanted)
     skeleton = skeleton_pipeline(source)
     _check_geometry(source, adapter, skeleton)
-    return Model(source, adapter, skeleton)
+    return Model(source, adapter, skeleton, defaults_for(source, adapter, skeleton))
 
 
 def _given(config: GenerateConfig) -> str:
@@ -158,8 +160,7 @@ def make_job(
     if config.output.dry_run and config.processes.ranks is not None:
         world = config.processes.ranks
     if request is None:
-        defaults = defaults_for(source, adapter, skeleton)
-        request = make_request(config, skeleton, adapter, defaults, world)
+        request = make_request(config, skeleton, adapter, model.defaults, world)
     # Videos of one job share the model, and each may have a schedule of its own.
     skeleton = copy.copy(skeleton)
     request.sampling.set_on(skeleton)

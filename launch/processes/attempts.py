@@ -49,7 +49,7 @@ def attempt(runtime: Runtime, name: str, work: Callable[[], object]) -> str | No
             logger.exception("rank %d of %d failed", runtime.rank, runtime.world)
         try:
             problems = _told(runtime, name, problem)
-        except dist.DistStoreError:
+        except RuntimeError:  # of a store of any kind: they have not come
             raise CommunicationError(
                 f"rank {runtime.rank} failed in {name} and the others wait for it: {problem}"
             ) from error

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def plan_videos(
     for number, request in enumerate(named(requests), 1):
         config = request.config
         try:
-            job = make_job(config, world, device, model=model)
+            with quietly():
+                job = make_job(config, world, device, model=model)
             stem = output_stem(config.output.output_dir, config.output.output_name or "")
             done = not config.output.overwrite and _there(existing, job, stem)
             videos.append(Video(number, len(requests), config, stem, done))
@@ -77,6 +79,18 @@ def plan_videos(
     if problems:
         raise ListError.of(problems)
     return videos
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Leaves what is told of a request to the time when it is made; errors are raised."""
+    ours = logging.getLogger("lvsa")
+    level = ours.level
+    ours.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
 
 
 def _there(existing: Existing, job: Job, stem: Path) -> bool:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import imageio.v3 as iio
 import pytest
@@ -11,7 +13,9 @@ from torch import distributed as dist
 
 from lvsa.launch import generate
 from lvsa.launch.arguments import parse
+from lvsa.launch.media import encoder
 from lvsa.launch.meter import StepTimer
+from lvsa.launch.processes.reporting import SharedError, SomeFailed
 from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.records.provenance import digest
 from lvsa.launch.requests.lists import requests_of
@@ -92,3 +96,107 @@ def test_an_interrupted_list_goes_on(model, six, tmp_path):
         assert record["video"]["sha256"] == digest(path)
         assert record["request"]["num_frames"] == len(iio.imread(path))
     assert {path.suffix for path in out.iterdir()} <= {".mp4", ".json", ".html"}, "nothing half"
+
+
+def interfered(rank, world, arguments, name):
+    """A list in which a file appears, once all was checked, that no video can replace."""
+    with pytest.MonkeyPatch.context() as patch:
+        check = encoder.check_encoder
+
+        def check_and_interfere():
+            check()
+            Path(name).mkdir()
+
+        patch.setattr(encoder, "check_encoder", check_and_interfere)
+        with refuses(SomeFailed, 1, 6, "circle-2-2"):
+            listed(rank, world, arguments)
+
+
+def test_a_failed_request_does_not_end_the_others(model, six, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    run_ranks(2, interfered, flags(model, six, out), str(out / "circle-2-2.mp4"))
+    assert sorted(path.name for path in out.glob("*.mp4") if path.is_file()) == [
+        "circle-0-0.mp4", "circle-1-1.mp4", "circle-3-3.mp4", "circle-4-4-dense.mp4",
+        "circle-5-5.mp4",
+    ]  # fmt: skip
+    page = (out / "index.html").read_text()
+    assert "5 videos, 1 failed" in page and "Is a directory" in page
+    (out / "circle-2-2.mp4").rmdir()
+    assert run_ranks(2, listed, flags(model, six, out)) == [[3]] * 2
+    assert "6 videos" in (out / "index.html").read_text()
+
+
+def test_what_is_wrong_in_a_list_is_said_before_weights_are_loaded(model, six, tmp_path):
+    bare = shutil.copytree(model, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    with six.open("a") as file:
+        file.write('{"prompt": "a", "num_frames": 46}\n{"prompt": "b", "image": "none.png"}\n')
+    with refuses(SharedError, "line 7", 46, 45, "line 8", tmp_path / "none.png"):
+        alone(flags(bare, six, tmp_path / "out"))
+
+
+def alone(arguments):
+    """The launcher on one process; returns what it made."""
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        make = generate.make_video
+        patch.setattr(generate, "make_video", lambda *given: made.append(given[2]) or make(*given))
+        generate.run(requests_of(parse(arguments)), Runtime(0, 1, torch.device("cpu")))
+    return [video.stem.name for video in made]
+
+
+def one(model, out, *more):
+    return ["--model", str(model), "--prompt", "a", *SIZE, "--output-dir", str(out), *more]
+
+
+def test_only_what_was_asked_for_counts_as_done(model, tmp_path):
+    """Of everything that changes a video, and of the files that it starts from."""
+    out, clip = tmp_path / "out", tmp_path / "out" / "a-0-dense.mp4"
+    assert alone(one(model, out)) == ["a-0-dense"]
+    # Said or settled, made elsewhere, or by other processes: the same video.
+    for same in ([], ["--steps", "3", "--fps", "16"], ["--exchange", "ring", "--timeout", "9"],
+                 ["--output-name", "a-0-dense"], ["--show-mask"]):  # fmt: skip
+        assert alone(one(model, out, *same)) == []
+    for other, now, then in (
+        (["--guidance", "4"], 3.0, 4.0), (["--num-frames", "49"], 45, 49),
+        (["--negative-prompt", "b"], "b", "''"), (["--dtype", "bfloat16"], "bfloat16", "float32"),
+        (["--prompt", "c", "--output-name", "a-0-dense"], "'a'", "'c'"),
+    ):  # fmt: skip
+        with refuses(SharedError, clip, now, then, "--overwrite"):
+            alone(one(model, out, *other))
+    before = clip.stat().st_mtime_ns
+    assert alone(one(model, out, "--guidance", "4", "--overwrite")) == ["a-0-dense"]
+    assert clip.stat().st_mtime_ns > before
+    assert alone(one(model, out, "--guidance", "4")) == []
+
+
+def test_a_video_without_its_own_record_is_not_replaced(model, tmp_path):
+    clip = tmp_path / "a-0-dense.mp4"
+    clip.write_text("precious")
+    with refuses(SharedError, clip):
+        alone(one(model, tmp_path))
+    assert clip.read_text() == "precious"
+    clip.unlink()
+    alone(one(model, tmp_path))
+    record = clip.with_suffix(".json").read_text()
+    for broken in ("", "[]", "{}", record.replace('"sha256": "', '"sha256": "0')):
+        clip.with_suffix(".json").write_text(broken)
+        with refuses(SharedError, clip):
+            alone(one(model, tmp_path))
+    clip.with_suffix(".json").write_text(record)
+    assert alone(one(model, tmp_path)) == []
+
+
+def test_other_weights_under_the_same_name_are_another_model(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "m")
+    alone(one(copy, tmp_path / "out"))
+    assert alone(one(copy, tmp_path / "out")) == []
+    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    weights.write_bytes(content)
+    assert alone(one(copy, tmp_path / "out")) == [], "written again, and the same"
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, (0, 0))
+    with refuses(SharedError, "weights"):
+        alone(one(copy, tmp_path / "out"))
