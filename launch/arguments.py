@@ -56,11 +56,12 @@ def parse(argv: Sequence[str] | None = None, quiet: bool = False) -> GenerateCon
     file = _config_file(given)
     defaults = GenerateConfig()
     if file is not None:
-        settings = read_settings(file)
+        option, path = file
+        settings = read_settings(path, option)
         try:
             defaults = GenerateConfig.from_dict(settings)
         except LVSAError as error:
-            raise LVSAError(f"--config {file}: {error}") from None
+            raise LVSAError(f"{option} {path}: {error}") from None
     complaint, unseen = io.StringIO(), io.StringIO()
     try:
         with redirect_stderr(complaint), redirect_stdout(unseen if quiet else sys.stdout):
@@ -96,18 +97,22 @@ def _by_our_name(argument: str) -> str:
     return f"{flag(field_name(name))}{equals}{value}"
 
 
-def _config_file(arguments: Sequence[str]) -> Path | None:
-    """FILE of ``--config FILE`` or ``--config=FILE``, which is read before the flags are."""
+def _config_file(arguments: Sequence[str]) -> tuple[str, Path] | None:
+    """The option and FILE of ``--config FILE`` or ``--from=FILE``, read before the flags are."""
+    record = flag("from_record")
     files = []
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name == "--config":
-            files.append(value if equals else "".join(arguments[i + 1 : i + 2]))
+        if name in ("--config", record):
+            option = "--from" if name == record else name
+            files.append((option, value if equals else "".join(arguments[i + 1 : i + 2])))
     if len(files) > 1:
-        raise LVSAError(f"--config is given {len(files)} times; one file at a time")
-    if files == [""]:
-        raise LVSAError("--config needs the name of a YAML or JSON file")
-    return Path(files[0]) if files else None
+        raise LVSAError(f"{' and '.join(option for option, _ in files)}; one file at a time")
+    for option, name in files:
+        if not name:
+            raise LVSAError(f"{option} needs the name of a file")
+        return option, Path(name)
+    return None
 
 
 def _print(text: str) -> None:

@@ -29,6 +29,7 @@ ALIASES = {
     "schedule": "keyframe_placement",
     "reference_latent_frames": "horizon",
     "condition_frames": "condition_latent_frames",
+    "from": "from_record",
 }
 # Earlier versions' name for what a missing key_frame_interval means.
 AUTO_KEYFRAMES = "auto_keyframes"
@@ -67,7 +68,7 @@ class VideoConfig:
 
 @dataclass(frozen=True)
 class ListConfig:
-    """Many videos, for which the model is loaded once."""
+    """Many videos, for which the model is loaded once; or one that was made before."""
 
     prompts: Path | None = None
     """File of requests: text with a prompt on each line; or JSONL or YAML, with prompt and, where
@@ -75,6 +76,9 @@ class ListConfig:
     width, fps, steps, guidance, strength, lvsa."""
     seeds: tuple[int, ...] = ()
     """Seeds, in place of --seed: a video for each of them."""
+    from_record: Path | None = None
+    """Record of a video to make again (also --from): with its settings, beside it as NAME-again,
+    and it is said whether the bits are the same."""
 
 
 @dataclass(frozen=True)

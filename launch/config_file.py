@@ -20,23 +20,23 @@ MOST_YAML_BYTES = 64 * 1024
 MOST_JSON_BYTES = 64 * 1024**2
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, option: str = "--config") -> dict[str, Any]:
     """The settings in a file, by the keys that it has.
 
     Raises:
         LVSAError: for a file that cannot be read, or is no mapping of keys to plain values.
     """
-    text = read_text(path, "--config")
+    text = read_text(path, option)
     try:
         # JSON is YAML, but of the two only JSON is read fast, and records are long.
         content = _json(text) if text.lstrip().startswith("{") else _yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise LVSAError(f"--config {path}: {error}") from error
+        raise LVSAError(f"{option} {path}: {error}") from error
     if isinstance(content, dict) and isinstance(content.get("config"), dict):
         content = content["config"]
     if not isinstance(content, dict):
         raise LVSAError(
-            f"--config {path} must be a mapping of flags to values, like num_frames: 81"
+            f"{option} {path} must be a mapping of flags to values, like num_frames: 81"
         )
     return content
 

@@ -128,20 +128,22 @@ def load(job: "Job", runtime: "Runtime") -> Loaded:
     """The model's weights on every rank's device."""
     from lvsa.launch.loading.weights import load_pipeline
     from lvsa.launch.meter import Stopwatch
+    from lvsa.launch.progress import progress
     from lvsa.launch.records.provenance import Later, provenance
 
     seconds, options = Stopwatch(), job.config.model
-    pipe = runtime.together(
-        lambda: load_pipeline(
-            job.source,
-            job.dtype,
-            job.adapter,
-            encodes=runtime.first,
-            variant=options.variant,
-            allow_pickle=options.allow_pickle,
+    with progress("loading the weights", runtime.first):
+        pipe = runtime.together(
+            lambda: load_pipeline(
+                job.source,
+                job.dtype,
+                job.adapter,
+                encodes=runtime.first,
+                variant=options.variant,
+                allow_pickle=options.allow_pickle,
+            )
         )
-    )
-    pipe.to(runtime.device)
+        pipe.to(runtime.device)
     pipe.set_progress_bar_config(disable=not runtime.first, desc="denoising", unit="step")
     origins = Later(lambda: provenance(job.source)) if runtime.first else None
     return Loaded(pipe, origins, seconds.lap("loading"))
@@ -158,9 +160,11 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
     from lvsa.launch.inputs import call_arguments
     from lvsa.launch.media.encoder import write_video
     from lvsa.launch.meter import StepTimer, Stopwatch
+    from lvsa.launch.progress import progress, showing_phases
     from lvsa.launch.prompts import telling_truncation
     from lvsa.launch.records.output import with_suffix, write_record
     from lvsa.launch.records.record import make_record, rank_facts
+    from lvsa.launch.requests.repeat import tell_repeated
 
     seconds, steps = Stopwatch({"loading": loaded.seconds}), StepTimer(runtime.device)
     config, pipe = job.config, loaded.pipe
@@ -178,7 +182,7 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         riflex_ratio=config.attention.riflex_ratio if config.attention.riflex else None,
         riflex_k=config.attention.riflex_k if config.attention.riflex else None,
     )
-    with lvsa as session, telling_truncation(pipe):
+    with lvsa as session, telling_truncation(pipe), showing_phases(pipe, runtime.first):
         session.clock.listeners.append(steps)
         # The first rank decodes; the others are done when the last step is.
         frames = pipe(**call_arguments(job.request, job.adapter, pipe, runtime.first)).frames
@@ -191,8 +195,12 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         def write(file: Path) -> None:
             seconds.lap("writing")
             ranks = runtime.collect(facts)
-            record = make_record(job, session, ranks, seconds.laps, origins.result(), file)
+            with progress("reading the weights for the record"):
+                known = origins.result()
+            record = make_record(job, session, ranks, seconds.laps, known, file)
             write_record(with_suffix(video.stem, ".json"), record)
+            if video.repeats is not None:
+                tell_repeated(video.repeats, record)
 
         # The record first: a video that is there is whole, and has one.
         write_video(with_suffix(video.stem, ".mp4"), frames[0], job.request.fps, write)

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from lvsa.launch.media.ffmpeg import FFmpegError, count_frames, running
+from lvsa.launch.progress import PATIENCE, progress
 from lvsa.launch.records.output import OutputError, signals_raise, written_whole
 
 logger = logging.getLogger(__name__)
@@ -83,11 +85,12 @@ def _encode(path: Path, frames: np.ndarray, fps: float) -> None:
     ]  # fmt: skip
     with running(arguments, writing=True) as ffmpeg:
         # Frame by frame: a long video in float32 is large enough once.
-        for number, frame in enumerate(frames):
+        for number, frame in enumerate(tqdm(frames, "writing", unit="frame", delay=PATIENCE)):
             if not np.isfinite(frame).all():
                 raise OutputError(f"frame {number} of the video holds values that are not numbers")
             ffmpeg.pipe.write((frame.clip(0, 1) * 255).round().astype(np.uint8).tobytes())
-    readable = count_frames(path)
+    with progress("reading the video back"):
+        readable = count_frames(path)
     if readable != len(frames):
         raise FFmpegError(
             f"ffmpeg reported success, but of {len(frames)} frames {readable} can be read back"

@@ -69,7 +69,8 @@ def make_record(
     sparse, dense = attention_flops(job)
     return {
         # Of a hub model the commit that was loaded, which a branch may have left since.
-        "config": {**job.config.as_dict(), "revision": job.source.revision},
+        # Who makes it again has not asked for anything to be replaced.
+        "config": {**job.config.as_dict(), "revision": job.source.revision, "overwrite": False},
         "model": {
             "pipeline": job.source.pipeline_class,
             "adapter": job.adapter.name,

@@ -16,6 +16,7 @@ import yaml
 from lvsa.errors import LVSAError
 from lvsa.launch.config import GenerateConfig, ListConfig, field_name
 from lvsa.launch.config_file import read_text, unique, yaml_mappings
+from lvsa.launch.requests.repeat import output_of, read_record
 
 FILES = ("image", "last_image", "video")
 # What a request of a file may say for itself; all else is the same for the whole list.
@@ -35,10 +36,12 @@ class Request:
     Args:
         config: its settings, without those of the list.
         where: what asks for it, for messages: a line of a file; empty for the flags.
+        repeats: record of the video that it is to be made as again.
     """
 
     config: GenerateConfig
     where: str = ""
+    repeats: Mapping[str, Any] | None = None
 
 
 class ListError(LVSAError):
@@ -66,6 +69,8 @@ def requests_of(config: GenerateConfig) -> list[Request]:
             read, or requests in it that cannot be understood.
     """
     listing, video = config.listing, config.video
+    if listing.from_record is not None:
+        return [_again(listing.from_record, config)]
     if listing.prompts is None:
         if video.prompt is None:
             raise LVSAError(
@@ -84,6 +89,14 @@ def requests_of(config: GenerateConfig) -> list[Request]:
     if twice:
         raise LVSAError(f"--seeds has {twice[0]} twice")
     return [each for request in requests for each in _seeded(request, listing.seeds)]
+
+
+def _again(path: Path, config: GenerateConfig) -> Request:
+    """The video of a record once more."""
+    if config.listing.prompts is not None or config.listing.seeds:
+        raise LVSAError("--from makes one video again; it excludes --prompts and --seeds")
+    record = read_record(path)
+    return Request(_one(config, output_of(record, path, config.as_dict())), repeats=record)
 
 
 def _one(config: GenerateConfig, own: Mapping[str, Any]) -> GenerateConfig:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,11 @@ from lvsa.launch.config import GenerateConfig
 from lvsa.launch.job import Job, Model, make_job
 from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.records.output import output_stem
+from lvsa.launch.records.provenance import input_digests
 from lvsa.launch.requests.existing import Existing
 from lvsa.launch.requests.lists import ListError, Request
 from lvsa.launch.requests.names import named
+from lvsa.launch.requests.repeat import check_repeat
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class Video:
         config: its settings.
         stem: path of the output, without suffix.
         done: whether it was made before, and stays.
+        repeats: record of the video that it is to be made as again.
     """
 
     number: int
@@ -39,6 +42,7 @@ class Video:
     config: GenerateConfig
     stem: Path
     done: bool
+    repeats: Mapping[str, Any] | None = None
 
     @property
     def turn(self) -> str:
@@ -70,8 +74,10 @@ def plan_videos(
             with quietly():
                 job = make_job(config, world, device, model=model)
             stem = output_stem(config.output.output_dir, config.output.output_name or "")
+            if request.repeats is not None:
+                check_repeat(request.repeats, input_digests(config.video), world)
             done = not config.output.overwrite and _there(existing, job, stem)
-            videos.append(Video(number, len(requests), config, stem, done))
+            videos.append(Video(number, len(requests), config, stem, done, request.repeats))
         except LVSAError as error:
             if not request.where:
                 raise

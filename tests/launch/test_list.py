@@ -20,6 +20,7 @@ from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.records.provenance import digest
 from lvsa.launch.requests.lists import requests_of
 from tests.support.errors import refuses
+from tests.support.launched import alone
 from tests.support.ranks import RankFailed, run_ranks
 from tests.support.tiny import saved, wan_pipeline
 
@@ -133,16 +134,6 @@ def test_what_is_wrong_in_a_list_is_said_before_weights_are_loaded(model, six, t
         file.write('{"prompt": "a", "num_frames": 46}\n{"prompt": "b", "image": "none.png"}\n')
     with refuses(SharedError, "line 7", 46, 45, "line 8", tmp_path / "none.png"):
         alone(flags(bare, six, tmp_path / "out"))
-
-
-def alone(arguments):
-    """The launcher on one process; returns what it made."""
-    made = []
-    with pytest.MonkeyPatch.context() as patch:
-        make = generate.make_video
-        patch.setattr(generate, "make_video", lambda *given: made.append(given[2]) or make(*given))
-        generate.run(requests_of(parse(arguments)), Runtime(0, 1, torch.device("cpu")))
-    return [video.stem.name for video in made]
 
 
 def one(model, out, *more):

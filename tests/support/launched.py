@@ -44,6 +44,20 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
     return np.asarray(made[0][0])
 
 
+def alone(arguments: list[str]) -> list[str]:
+    """Names of the videos that the launcher made, in this process."""
+    from lvsa.launch import generate
+    from lvsa.launch.arguments import parse
+    from lvsa.launch.processes.runtime import Runtime
+    from lvsa.launch.requests.lists import requests_of
+
+    made, make = [], generate.make_video
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "make_video", lambda *given: made.append(given[2]) or make(*given))
+        generate.run(requests_of(parse(arguments)), Runtime(0, 1, torch.device("cpu")))
+    return [video.stem.name for video in made]
+
+
 def torchrun(world: int, arguments: list[str], script: str | None = None) -> Any:
     """``torchrun`` with the launcher (or another script) in a process of its own."""
     return subprocess.run(
