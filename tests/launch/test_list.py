@@ -34,7 +34,7 @@ def model(tmp_path_factory):
 
 
 def flags(model, prompts, out, *more):
-    return ["--model", model, "--prompts", str(prompts), *SIZE, "--output-dir", str(out),
+    return ["--model", str(model), "--prompts", str(prompts), *SIZE, "--output-dir", str(out),
             "--device", "cpu", *SPARSE, *more]  # fmt: skip
 
 
