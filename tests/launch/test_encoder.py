@@ -21,6 +21,7 @@ from lvsa.launch.media.encoder import check_encoder, write_video
 from lvsa.launch.media.ffmpeg import FFmpegError, count_frames, executable
 from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.records.output import OutputError, write_record
+from lvsa.launch.requests.lists import requests_of
 from tests.support.errors import refuses
 from tests.support.launched import launched
 from tests.support.ranks import PRELOAD
@@ -135,7 +136,8 @@ def test_the_launcher_looks_for_the_encoder_before_it_loads_weights(tmp_path, mo
     with refuses(LVSAError, tmp_path / "none"):
         launched(0, 1, arguments)
     # A dry run writes no video.
-    generate.run(parse([*arguments, "--dry-run"]), Runtime(0, 1, torch.device("cpu")))
+    requests = requests_of(parse([*arguments, "--dry-run"]))
+    generate.run(requests, Runtime(0, 1, torch.device("cpu")))
 
 
 @pytest.fixture
