@@ -107,7 +107,8 @@ def _config_file(arguments: Sequence[str]) -> tuple[str, Path] | None:
             option = "--from" if name == record else name
             files.append((option, value if equals else "".join(arguments[i + 1 : i + 2])))
     if len(files) > 1:
-        raise LVSAError(f"{' and '.join(option for option, _ in files)}; one file at a time")
+        given = " and ".join(f"{option} {name}" for option, name in files)
+        raise LVSAError(f"{given} are given; one file at a time")
     for option, name in files:
         if not name:
             raise LVSAError(f"{option} needs the name of a file")

@@ -138,7 +138,7 @@ def test_help_and_mistakes_load_nothing_heavy(arguments, code):
         (["--no-auto-keyframes"], ["--no-auto-keyframes"]),
         (["--config"], ["--config"]),
         (["--config="], ["--config"]),
-        (["--config", "a.yaml", "--config=b.yaml"], ["--config", 2]),
+        (["--config", "a.yaml", "--config=b.yaml"], ["--config a.yaml", "--config b.yaml"]),
         (["a stray word"], ["a stray word"]),
         (
             ["--auto-keyframes", "--key-frame-interval", "16"],

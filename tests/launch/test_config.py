@@ -76,7 +76,7 @@ def test_none_is_the_default():
 
 @pytest.mark.parametrize("old", ALIASES)
 def test_other_names_are_understood(old):
-    values = {"schedule": "even", "condition_frames": [3], "boundary_ratio": 0.7}
+    values = {"schedule": "even", "condition_frames": [3], "boundary_ratio": 0.7, "from": "a.json"}
     value = values.get(old, 7)
     assert GenerateConfig.from_dict({old: value}) == GenerateConfig.from_dict({ALIASES[old]: value})
     assert GenerateConfig.from_dict({old.replace("_", "-"): value}) != GenerateConfig()

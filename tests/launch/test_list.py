@@ -84,7 +84,8 @@ def videos(folder):
 def test_an_interrupted_list_goes_on(model, six, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert run_ranks(2, listed, flags(model, six, whole)) == [[1, 2, 3, 4, 5, 6]] * 2
-    with refuses(RankFailed, "rank 0"):
+    # Which of the two is heard of first, the killed one or the one that misses it, is chance.
+    with pytest.raises(RankFailed):
         run_ranks(2, listed, flags(model, six, out), 4)
     _, before = videos(out)
     assert len(before) == 3
