@@ -68,9 +68,16 @@ def make_record(
     grid = job.grid
     sparse, dense = attention_flops(job)
     return {
-        # Of a hub model the commit that was loaded, which a branch may have left since.
-        # Who makes it again has not asked for anything to be replaced.
-        "config": {**job.config.as_dict(), "revision": job.source.revision, "overwrite": False},
+        "config": {
+            **job.config.as_dict(),
+            # Of a hub model the commit that was loaded, which a branch may have left since.
+            "revision": job.source.revision,
+            # The text itself, which makes the video again without its file.
+            "negative_prompt": job.request.negative_prompt,
+            "negative_prompt_file": None,
+            # Who makes it again has not asked for anything to be replaced.
+            "overwrite": False,
+        },
         "model": {
             "pipeline": job.source.pipeline_class,
             "adapter": job.adapter.name,

@@ -107,7 +107,7 @@ def _settings(config: GenerateConfig) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.as_dict().items()
-        if name not in outside and name not in FILES
+        if name not in outside and name not in (*FILES, "negative_prompt_file")
     }
 
 

@@ -8,8 +8,13 @@ import torch
 from diffusers import WanVACEPipeline
 
 from lvsa.adapters import adapter_for
+from lvsa.errors import LVSAError
+from lvsa.launch.arguments import parse
+from lvsa.launch.job import make_job
 from lvsa.launch.loading.models import find_model
 from lvsa.launch.loading.weights import load_pipeline
+from lvsa.launch.requests.existing import Existing
+from tests.support.errors import refuses
 from tests.support.launched import launched
 from tests.support.ranks import run_ranks
 from tests.support.tiny import saved, wan_pipeline
@@ -76,6 +81,24 @@ def test_the_same_on_two_ranks_and_in_the_record(case, tmp_path):
     assert np.abs(changed - alone).max() > 1e-3
     if case.endswith("two"):
         assert record["request"]["boundary"] == 0.8 and record["request"]["guidance_2"] == 1.5
+
+
+def test_the_record_holds_the_negative_prompt_of_a_file(tmp_path):
+    """So that it makes the video again without the file, and the video counts as made."""
+    file = tmp_path / "negative.txt"
+    file.write_text("dull\n")
+    model = str(saved(wan_pipeline(), tmp_path / "model"))
+    flags = ["--model", model, "--prompt", "x", "--steps", "1", "--guidance", "3", "--fps", "8",
+             "--negative-prompt-file", str(file), "--output-dir", str(tmp_path),
+             "--output-name", "clip", "--num-frames", "5", *SIZE[2:]]  # fmt: skip
+    launched(0, 1, flags)
+    config = json.loads((tmp_path / "clip.json").read_text())["config"]
+    assert (config["negative_prompt"], config["negative_prompt_file"]) == ("dull", None)
+    job = make_job(parse(flags), 1, torch.device("cpu"))
+    assert Existing().holds(job, tmp_path / "clip")
+    file.write_text("gray\n")
+    with refuses(LVSAError, "negative_prompt", "dull", "gray"):
+        Existing().holds(make_job(parse(flags), 1, torch.device("cpu")), tmp_path / "clip")
 
 
 def test_components_keep_the_number_format_of_their_authors(tmp_path):
