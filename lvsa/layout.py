@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lvsa.pattern import Bools, Ints
 from lvsa.shards import TokenRange
@@ -35,70 +36,105 @@ class BlockLayout:
     Args:
         tiles: in order of their queries; queries that attend nothing here are in no tile.
         n_queries: L, local queries.
+        order: ``[n]`` int64, tokens of the block as they are to be copied for dense kernels, the
+            common ones first, so that what is left of a window is one range; None where that
+            copies more than it saves. Common ranges, runs and groups count in this order.
         common: ranges that every query attends (the anchors). They cost a kernel one call for all
-            queries and one copy of their keys, where tile by tile they would be copied for each.
+            queries.
         runs, groups: the tiles without the common ranges: those that are evenly spaced, and the
             others, those of one shape together.
         strips: all tiles with all their ranges, for kernels of one launch.
         covers_all_queries: whether every local query attends something in this block.
-        rest_covers_all_queries: whether every local query has a tile in the runs and groups.
         pairs: (query, key) token pairs; the FLOPs of a head are 4·D times this.
     """
 
     tiles: tuple[Tile, ...]
     n_queries: int
+    order: Tensor | None
     common: tuple[TokenRange, ...]
     runs: tuple[TileRun, ...]
     groups: tuple[TileGroup, ...]
     strips: Strips
     covers_all_queries: bool
-    rest_covers_all_queries: bool
     pairs: int
 
     def to(self, device: torch.device | str) -> "BlockLayout":
         """The same layout with its tables on a device."""
         groups = tuple(group.to(device) for group in self.groups)
-        return replace(self, groups=groups, strips=self.strips.to(device))
+        order = None if self.order is None else self.order.to(device)
+        return replace(self, order=order, groups=groups, strips=self.strips.to(device))
 
 
 def layout_of(tiles: Sequence[Tile], n_queries: int) -> BlockLayout:
     """The layout of these tiles, with everything that kernels read of it."""
     covered = sum(tile.n_queries for tile in tiles)
-    common, rest = _split_common(tiles, covered == n_queries)
+    order, common, rest = _arranged(tiles, covered == n_queries)
     runs, groups = group_tiles(rest)
     return BlockLayout(
         tiles=tuple(tiles),
         n_queries=n_queries,
+        order=order,
         common=common,
         runs=runs,
         groups=groups,
         strips=cut_strips(tiles, n_queries),
         covers_all_queries=covered == n_queries,
-        rest_covers_all_queries=sum(tile.n_queries for tile in rest) == n_queries,
         pairs=sum(tile.n_queries * tile.n_keys for tile in tiles),
     )
 
 
-def _split_common(
-    tiles: Sequence[Tile], cover_all: bool
-) -> tuple[tuple[TokenRange, ...], Sequence[Tile]]:
-    """Ranges that all tiles attend, and the tiles without them; nothing for a single tile."""
-    if len(tiles) < 2 or not cover_all:
-        return (), tiles
+Arrangement = tuple[Tensor | None, tuple[TokenRange, ...], Sequence[Tile]]
+"""An order of the block's tokens, the ranges that all tiles attend, the tiles without them."""
+
+
+def _arranged(tiles: Sequence[Tile], cover_all: bool) -> Arrangement:
+    """The arrangement that copies less: the block as it stands, or with common tokens first."""
+    if len(tiles) < 2:
+        return None, (), tiles
     edges = np.unique([edge for tile in tiles for keys in tile.keys for edge in keys])
-    covered = np.zeros((len(tiles), len(edges) - 1), dtype=np.bool_)
+    starts, stops = edges[:-1], edges[1:]
+    covered = np.zeros((len(tiles), len(starts)), dtype=np.bool_)
     for row, tile in zip(covered, tiles, strict=True):
         for start, stop in tile.keys:
             row[np.searchsorted(edges, start) : np.searchsorted(edges, stop)] = True
-    common = covered.all(0)
+    common = covered.all(0) & cover_all
+    as_it_stands = _without(common, tiles, covered, starts, stops)
+    order = np.concatenate([np.flatnonzero(common), np.flatnonzero(covered.any(0) & ~common)])
+    length = (stops - starts)[order]
+    place = length.cumsum() - length
+    moved = _without(common[order], tiles, covered[:, order], place, place + length)
+    if _copied(*as_it_stands) <= length.sum() + _copied(*moved):
+        return None, *as_it_stands
+    tokens = [torch.arange(starts[i], stops[i]) for i in order.tolist()]
+    return torch.cat(tokens), *moved
+
+
+def _without(
+    common: Bools, tiles: Sequence[Tile], covered: Bools, starts: Ints, stops: Ints
+) -> tuple[tuple[TokenRange, ...], Sequence[Tile]]:
+    """Common ranges, and the tiles with what they attend beside them.
+
+    Args:
+        common: ``[n]``, which intervals all tiles attend.
+        covered: ``[tiles, n]``, which each attends.
+        starts, stops: ``[n]``, where the intervals stand.
+    """
     if not common.any():
-        return (), tiles
+        ranges: tuple[TokenRange, ...] = ()
+    else:
+        ranges = _join(starts[common], stops[common])
     rest = [
-        tile._replace(keys=_join(edges[:-1][own], edges[1:][own]))
+        tile._replace(keys=_join(starts[own], stops[own]))
         for tile, own in zip(tiles, covered & ~common, strict=True)
         if own.any()
     ]
-    return _join(edges[:-1][common], edges[1:][common]), rest
+    return ranges, rest
+
+
+def _copied(common: Sequence[TokenRange], tiles: Sequence[Tile]) -> int:
+    """Tokens that dense kernels copy: those of ranges that do not stand together."""
+    of_tiles = sum(tile.n_keys for tile in tiles if len(tile.keys) > 1)
+    return of_tiles + (sum(b - a for a, b in common) if len(common) > 1 else 0)
 
 
 def pack(intervals: Iterable[TokenRange]) -> tuple[Piece, ...]:

@@ -6,11 +6,12 @@ Gimelshein 2018, and ring attention, Liu et al. 2023).
 """
 
 from collections.abc import Iterable
-from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lvsa.kernels import fused
 
 
 class AttentionState(NamedTuple):
@@ -40,13 +41,34 @@ def merge(a: AttentionState, b: AttentionState) -> AttentionState:
     return AttentionState(out, lse)
 
 
-def merge_into(running: AttentionState | None, state: AttentionState) -> AttentionState:
-    """A running state with another merged into it; there is none at the start."""
-    return state if running is None else merge(running, state)
+def merge_into(
+    running: AttentionState | None, state: AttentionState, dtype: torch.dtype | None = None
+) -> AttentionState:
+    """A running state with another merged into it; there is none at the start.
+
+    On GPUs with Triton in one launch, which writes into the running state where it can.
+
+    Args:
+        running: belongs to this function from here on.
+        state: over other keys.
+        dtype: of the merged output, by default that of the log-sum-exp. A state that meets no
+            other stays as it is.
+    """
+    if running is None:
+        return state
+    dtype = running.lse_BHL.dtype if dtype is None else dtype
+    if fused(state.out_BLHD) and state.lse_BHL.dtype == torch.float32:
+        from lvsa.kernels.merge import merge as merge_fused
+
+        return AttentionState(*merge_fused(*running, *state, dtype, in_place=True))
+    out, lse = merge(running, state)
+    return AttentionState(out.to(dtype), lse)
 
 
 def merge_all(states: Iterable[AttentionState]) -> AttentionState:
     """Merges in the order given, so that every rank that does it gets the same bits."""
-    merged = reduce(merge_into, states, None)
+    merged: AttentionState | None = None
+    for state in states:
+        merged = merge_into(merged, state)
     assert merged is not None, "there is no state of no keys"
     return merged

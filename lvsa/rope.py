@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lvsa.errors import SequenceError
+from lvsa.kernels import fused
 
 
 def local_rows(table: Tensor, dim: int, local_seq: int, rank: int, world: int) -> Tensor:
@@ -49,6 +50,38 @@ def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates pairs that stand half a head apart: (x0, x[D/2]), (x1, x[D/2 + 1]), …
+
+    Arguments as `rotate_interleaved`.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+
+
+def rotate(
+    q_BLHD: Tensor, k_BLHD: Tensor, cos_LP: Tensor, sin_LP: Tensor, halves: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys turned by the angles of their tokens: on GPUs with Triton in one launch.
+
+    The kernel computes in float32, so it takes whatever PyTorch would compute in float32; the bits
+    are the same.
+
+    Args:
+        q_BLHD, k_BLHD: of one shape and dtype.
+        cos_LP, sin_LP: ``[L, D/2]``.
+        halves: whether pairs stand half a head apart instead of side by side.
+    """
+    dtype = torch.promote_types(q_BLHD.dtype, cos_LP.dtype)
+    if fused(q_BLHD) and fused(k_BLHD) and dtype == torch.float32:
+        from lvsa.kernels.rotate import rotate as rotate_fused
+
+        return rotate_fused(q_BLHD, k_BLHD, cos_LP, sin_LP, halves)
+    turn = rotate_halves if halves else rotate_interleaved
+    cos, sin = cos_LP[:, None], sin_LP[:, None]
+    return turn(q_BLHD, cos, sin), turn(k_BLHD, cos, sin)
+
+
 def apply_rotary_1d(
     q_BLHD: Tensor,
     k_BLHD: Tensor,
@@ -62,9 +95,8 @@ def apply_rotary_1d(
     Each frequency stands twice in the table; the rotation is computed in the table's dtype as
     `diffusers.models.transformers.transformer_wan` does.
     """
-    cos, sin = (local_rows(table, 1, local_seq, rank, world) for table in rotary_emb)
-    q, k = (rotate_interleaved(x, cos[..., 0::2], sin[..., 1::2]) for x in (q_BLHD, k_BLHD))
-    return q, k
+    cos, sin = (local_rows(table, 1, local_seq, rank, world)[0, :, 0] for table in rotary_emb)
+    return rotate(q_BLHD, k_BLHD, cos[:, 0::2], sin[:, 1::2])
 
 
 def apply_rotary_3d_cos_sin(
@@ -80,8 +112,6 @@ def apply_rotary_3d_cos_sin(
     Computed in float32 and cast back, as `diffusers.models.embeddings.apply_rotary_emb` does.
     """
     cos, sin = (
-        local_rows(table, 0, local_seq, rank, world)[None, :, None, 0::2].float()
-        for table in rotary_emb
+        local_rows(table, 0, local_seq, rank, world)[:, 0::2].float() for table in rotary_emb
     )
-    q, k = (rotate_interleaved(x.float(), cos, sin).to(x.dtype) for x in (q_BLHD, k_BLHD))
-    return q, k
+    return rotate(q_BLHD, k_BLHD, cos, sin)

@@ -98,7 +98,8 @@ class FlashInferBackend(Backend):
         if not layout.tiles:
             return nothing_attended(q_BLHD) if state is None else state
         plan = self._plan(q_BLHD, layout, scale)
-        return merge_into(state, plan.run(q_BLHD, k_BCHD, v_BCHD))
+        found = plan.run(q_BLHD, k_BCHD, v_BCHD)
+        return merge_into(state, found, None if more else q_BLHD.dtype)
 
     def attend_all(
         self,

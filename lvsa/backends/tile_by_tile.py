@@ -1,14 +1,15 @@
 """Block-sparse attention out of calls to a dense kernel, tile by tile.
 
 Each tile is one call over the keys that it attends, so the work is proportional to the density of
-the pattern. Keys that every tile attends (the anchors) take one call for all queries. Tiles of
-equal shape share a call: uncopied where they are evenly spaced, as windows that move with their
-frame are, gathered where they are too small to fill the machine.
+the pattern. Keys that every tile attends (the anchors) take one call for all queries; where these
+stand amid the others the block is copied once with them in front, so that the window of a frame is
+one range. Tiles of equal shape share a call: in place where they are evenly spaced, as windows that
+move with their frame are, gathered where they are too small to fill the machine.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -58,14 +59,17 @@ class TileBackend(Backend):
     ) -> AttentionState:
         kernel = self.kernel_for(q_BLHD)
         scale = 1 / math.sqrt(q_BLHD.shape[-1]) if scale is None else scale
+        if layout.order is not None:
+            k_BCHD, v_BCHD = (x.index_select(1, layout.order) for x in (k_BCHD, v_BCHD))
+        dtype = lse_dtype(q_BLHD) if more else q_BLHD.dtype
         block = None
         if layout.common:
             everyone = Tile(0, layout.n_queries, layout.common)
             block = _tile(kernel, q_BLHD, k_BCHD, v_BCHD, everyone, scale)
         if layout.runs or layout.groups or block is None:
             rest = self._rest(kernel, q_BLHD, k_BCHD, v_BCHD, layout, scale)
-            block = merge_into(block, rest)
-        return merge_into(state, block)
+            block = merge_into(block, rest, dtype if state is None else None)
+        return merge_into(state, block, dtype)
 
     def attend_all(
         self,
@@ -80,63 +84,71 @@ class TileBackend(Backend):
         if not k_BCHD.shape[1]:
             return nothing_attended(q_BLHD) if state is None else state
         scale = 1 / math.sqrt(q_BLHD.shape[-1]) if scale is None else scale
-        return merge_into(state, kernel(q_BLHD, k_BCHD, v_BCHD, scale))
+        dtype = lse_dtype(q_BLHD) if more else q_BLHD.dtype
+        return merge_into(state, kernel(q_BLHD, k_BCHD, v_BCHD, scale), dtype)
 
     def _rest(
         self, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float
     ) -> AttentionState:
         """All tiles without the common ranges."""
-        tiles = [tile for group in layout.groups for tile in group.tiles]
-        if len(tiles) == 1 and layout.rest_covers_all_queries and not layout.runs:
-            return _tile(kernel, q, k, v, tiles[0], scale)
-        B, L, H, D = q.shape
-        if layout.rest_covers_all_queries:
-            out = torch.empty_like(q, memory_format=torch.contiguous_format)
-            state = AttentionState(out, q.new_empty((B, H, L), dtype=lse_dtype(q)))
-        else:
-            state = nothing_attended(q)
+        parts: list[Part] = []
         for run in layout.runs:
-            _run(kernel, q, k, v, run, scale, state)
+            parts += _run(kernel, q, k, v, run, scale)
+        B, _, H, D = q.shape
         small = SMALL_TILE_WORK.get(q.device.type, SMALL_TILE_WORK_ELSEWHERE)
         for group in layout.groups:
             work = B * H * D * group.n_queries * group.n_keys
             if len(group.tiles) > 1 and work < small:
-                self._gathered(kernel, q, k, v, group, scale, state)
-                continue
-            for tile in group.tiles:
-                out, lse = _tile(kernel, q, k, v, tile, scale)
-                state.out_BLHD[:, tile.start : tile.stop] = out
-                state.lse_BHL[:, :, tile.start : tile.stop] = lse
-        return state
+                parts += self._gathered(kernel, q, k, v, group, scale)
+            else:
+                parts += [(t.start, _tile(kernel, q, k, v, t, scale)) for t in group.tiles]
+        return _joined(q, parts)
 
     def _gathered(
-        self,
-        kernel: Kernel,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        group: TileGroup,
-        scale: float,
-        state: AttentionState,
-    ) -> None:
+        self, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, group: TileGroup, scale: float
+    ) -> Iterator["Part"]:
         """Equal tiles as a batch; the copies of keys and values stay below ``gather_bytes``."""
         B, _, H, D = q.shape
         per_tile = 2 * B * H * D * group.n_keys * q.element_size()
         chunk = max(1, self.gather_bytes // per_tile)
         for first in range(0, len(group.tiles), chunk):
-            last = min(first + chunk, len(group.tiles))
+            tiles = group.tiles[first : first + chunk]
+            last = first + len(tiles)
             rows, columns = (
                 tokens(first, last).flatten() for tokens in (group.query_tokens, group.key_tokens)
             )
             batch = [
-                x.index_select(1, index).view(B * (last - first), -1, H, D)
+                x.index_select(1, index).view(B * len(tiles), -1, H, D)
                 for x, index in ((q, rows), (k, columns), (v, columns))
             ]
-            out_NLHD, lse_NHL = kernel(batch[0], batch[1], batch[2], scale)
+            outs, lses = (
+                x.unflatten(0, (B, -1)).unbind(1)
+                for x in kernel(batch[0], batch[1], batch[2], scale)
+            )
             del batch  # or the next copies would stand beside these
-            state.out_BLHD.index_copy_(1, rows, out_NLHD.reshape(B, -1, H, D))
-            lse_BHNL = lse_NHL.reshape(B, last - first, H, -1).transpose(1, 2)
-            state.lse_BHL.index_copy_(2, rows, lse_BHNL.reshape(B, H, -1))
+            for tile, *state in zip(tiles, outs, lses, strict=True):
+                yield tile.start, AttentionState(*state)
+
+
+Part = tuple[int, AttentionState]
+"""Where some queries begin, and their attention."""
+
+
+def _joined(q_BLHD: Tensor, parts: list[Part]) -> AttentionState:
+    """One state of all queries; those that are in no part have attended nothing."""
+    parts = sorted(parts, key=lambda part: part[0])
+    states: list[AttentionState] = []
+    position = 0
+    for start, state in (*parts, (q_BLHD.shape[1], None)):
+        if position < start:
+            states.append(nothing_attended(q_BLHD[:, position:start]))
+        if state is not None:
+            states.append(state)
+            position = start + state.out_BLHD.shape[1]
+    if len(states) == 1:
+        return states[0]
+    outs, lses = zip(*states, strict=True)
+    return AttentionState(torch.cat(outs, dim=1), torch.cat(lses, dim=2))
 
 
 def lse_dtype(q: Tensor) -> torch.dtype:
@@ -166,35 +178,21 @@ def _ranges(x_BCHD: Tensor, tile: Tile) -> Tensor:
 
 
 def _run(
-    kernel: Kernel,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    run: TileRun,
-    scale: float,
-    state: AttentionState,
-) -> None:
+    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, run: TileRun, scale: float
+) -> Iterator[Part]:
     """Evenly spaced tiles as the batch of one call; a call per batch element, nothing copied."""
     queries = run.first.start, run.first.n_queries, run.query_step, run.count
     keys = run.first.keys[0][0], run.first.n_keys, run.key_step, run.count
-    for b in range(q.shape[0]):
-        out, lse = kernel(
-            _windows(q[b], *queries), _windows(k[b], *keys), _windows(v[b], *keys), scale
-        )
-        _fill(state.out_BLHD[b], run, out)
-        # [tiles, H, queries] → [tiles, queries, H], into [H, L] → [L, H]
-        _fill(state.lse_BHL[b].t(), run, lse.transpose(1, 2))
-
-
-def _fill(x: Tensor, run: TileRun, values: Tensor) -> None:
-    """Writes ``[count, queries, …]`` to the queries of a run, which do not overlap.
-
-    Through slices: torch.compile cannot follow what is written through strided windows.
-    """
-    start, size, step = run.first.start, run.first.n_queries, run.query_step
-    last = start + (run.count - 1) * step
-    x[start:last].unflatten(0, (-1, step))[:, :size] = values[:-1]
-    x[last : last + size] = values[-1]
+    of_batch = [
+        kernel(_windows(q[b], *queries), _windows(k[b], *keys), _windows(v[b], *keys), scale)
+        for b in range(q.shape[0])
+    ]
+    outs, lses = (
+        x[0].split(1) if len(x) == 1 else torch.stack(x, dim=1).unbind(0)
+        for x in zip(*of_batch, strict=True)
+    )
+    for i, state in enumerate(zip(outs, lses, strict=True)):
+        yield run.first.start + i * run.query_step, AttentionState(*state)
 
 
 def _windows(x: Tensor, start: int, size: int, step: int, count: int) -> Tensor:

@@ -133,11 +133,14 @@ def _kind(function: Any) -> str:
 
 
 def _engine() -> str | None:
-    """Kind of the engine's module that the innermost frame of this package stands in."""
+    """Kind of the engine's module that the innermost frame of this package stands in.
+
+    Kernels are of the kind of whoever calls them.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if name.startswith("lvsa.") and not name.startswith("lvsa.studies."):
+        if name.startswith("lvsa.") and not name.startswith(("lvsa.studies.", "lvsa.kernels.")):
             return ENGINE.get(".".join(name.split(".")[:2]))
         frame = frame.f_back
     return None

@@ -6,7 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lvsa.keyframes import published
 from lvsa.layout import Piece, build_layout, frame_runs, full_layout, layout_of, pack
+from lvsa.shards import FrameGrid, Shards
 from lvsa.tiles import Tile, TileRun
 from tests.support.cuts import cuts
 from tests.support.layouts import layouts
@@ -104,9 +106,12 @@ def test_common_ranges_runs_and_groups_are_the_tiles_once_more(case):
     grouped = [tile for group in layout.groups for tile in group.tiles]
     grouped += [tile for run in layout.runs for tile in tiles_of(run)]
     whole = covered(layout.tiles, layout.n_queries, C)
-    assert np.array_equal(covered([*common, *grouped], layout.n_queries, C), whole)
+    order = np.arange(C) if layout.order is None else layout.order.numpy()
+    assert len(order) == len({*order.tolist()})
+    in_place = np.zeros_like(whole)
+    in_place[:, order] = covered([*common, *grouped], layout.n_queries, C)[:, : len(order)]
+    assert np.array_equal(in_place, whole)
     rest = covered(grouped, layout.n_queries, C)
-    assert layout.rest_covers_all_queries == rest.any(1).all()
     if len(layout.tiles) > 1:
         # Nothing that everybody attends is left to be copied tile by tile.
         assert not rest.all(0).any() or not layout.n_queries
@@ -204,7 +209,7 @@ def test_anchors_are_common_ranges():
     assert layout.runs == (TileRun(Tile(2, 4, ((2, 4),)), 2, 4, 4),)
     assert layout.groups == ()
     assert layout.covers_all_queries
-    assert not layout.rest_covers_all_queries
+    assert layout.order is None, "a copy of all keys would be more than the two anchors"
 
 
 def test_pack_lays_intervals_one_behind_the_other():
@@ -225,3 +230,23 @@ def test_a_dense_block_is_one_tile():
     layout = build_layout((3, 9), [Piece(0, 12, 0)], np.ones((4, 4), dtype=bool), 3)
     assert layout.tiles == (Tile(0, 6, ((0, 12),)),)
     assert layout.common == (), "one tile shares nothing with others"
+
+
+def test_windows_among_anchors_are_copied_once_with_the_anchors_in_front():
+    """81 frames on 8 ranks: tile by tile many copies, in this order each window is one range."""
+    pattern = published(81, horizon=21)
+    for rank in range(8):
+        shards = Shards(FrameGrid(81, 2, 4), 8)
+        start, stop = shards.token_range(rank)
+        pieces = [Piece(start, stop, 0)]
+        layout = build_layout((start, stop), pieces, pattern.attended[0], 8)
+        assert layout.order is not None and len(layout.order) == stop - start
+        assert [a for a, _ in layout.common] == [0], "the anchors stand together in front"
+        tiles = [t for group in layout.groups for t in group.tiles]
+        tiles += [t for run in layout.runs for t in tiles_of(run)]
+        assert tiles and all(len(tile.keys) == 1 for tile in tiles)
+
+
+def test_no_order_where_it_copies_more_than_it_saves():
+    tiles = [Tile(0, 2, ((0, 2), (4, 6))), Tile(2, 4, ((10, 40),)), Tile(4, 6, ((41, 60),))]
+    assert layout_of(tiles, 6).order is None

@@ -1,16 +1,17 @@
 """CUDA tensors without a GPU, and a note of the attention operators that they pass through."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lvsa.layout import BlockLayout
-from lvsa.studies.bench.fake_gpu import WithoutRuntime
+from lvsa.studies.bench.fake_gpu import WithoutRuntime, triton_launches
 
 
 class Attention(FakeTensorMode):
@@ -36,7 +37,9 @@ class Attention(FakeTensorMode):
 @contextmanager
 def fake_gpu() -> Iterator[Attention]:
     """A block in which tensors can be made on the device ``cuda``."""
-    with Attention() as mode, WithoutRuntime():
+    no_device = patch.object(torch.cuda, "device", lambda index: nullcontext())
+    no_launch = triton_launches(lambda kernel, tensors: None)
+    with no_device, no_launch, Attention() as mode, WithoutRuntime():
         yield mode
 
 
@@ -52,4 +55,7 @@ def on_gpu(layout: BlockLayout) -> BlockLayout:
         )
         for group in layout.groups
     )
-    return replace(layout, groups=groups)
+    order = layout.order
+    if order is not None:
+        order = torch.empty(order.shape, dtype=order.dtype, device="cuda")
+    return replace(layout, order=order, groups=groups)
