@@ -97,7 +97,7 @@ def _arranged(tiles: Sequence[Tile], cover_all: bool) -> Arrangement:
     for row, tile in zip(covered, tiles, strict=True):
         for start, stop in tile.keys:
             row[np.searchsorted(edges, start) : np.searchsorted(edges, stop)] = True
-    common = covered.all(0) & cover_all
+    common: Bools = np.asarray(covered.all(0)) & cover_all
     as_it_stands = _without(common, tiles, covered, starts, stops)
     order = np.concatenate([np.flatnonzero(common), np.flatnonzero(covered.any(0) & ~common)])
     length = (stops - starts)[order]

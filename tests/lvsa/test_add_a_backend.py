@@ -62,7 +62,7 @@ def test_every_name_that_the_guide_points_at_exists():
         assert name in FILES or (ROOT / name).exists(), name
     fields = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", GUIDE, re.MULTILINE)
     named = {name for cell in fields for name in re.findall(r"\w+", cell)}
-    assert named == {"tiles", "common", "runs", "groups", "strips"}
+    assert named == {"tiles", "order", "common", "runs", "groups", "strips"}
     assert named <= {*BlockLayout.__dataclass_fields__}
     for method in ("attend", "attend_all", "on", "check"):
         assert f"`{method}`" in GUIDE
