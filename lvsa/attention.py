@@ -7,58 +7,24 @@ Shapes: B batch, L local tokens, C tokens of a block, X text tokens, H heads, D 
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from lvsa.backends import Backend, get_backend
-from lvsa.comm import all_gather, check_agreement, group_rank, group_size, wait
+from lvsa.backends.tile_by_tile import nothing_attended
+from lvsa.comm import check_agreement, group_rank, group_size
 from lvsa.errors import LVSAError, SequenceError
 from lvsa.exchange import Exchange, get_exchange
 from lvsa.heads import HeadExchange
-from lvsa.merge import AttentionState, merge_all
+from lvsa.merge import AttentionState
 from lvsa.pattern import Pattern
 from lvsa.shards import FrameGrid, Shards
+from lvsa.text import Received, TextOutput, TextTokens, parts_of, picked, valid_positions
 
-
-class TextTokens(NamedTuple):
-    """Text tokens inside the attention, the same on every rank.
-
-    Args:
-        q_BXHD, k_BXHD, v_BXHD: projections of the text tokens.
-        valid: for each batch element the positions of the tokens that may be attended (int64), or
-            None where all may. Build it once per mask with `valid_positions`.
-    """
-
-    q_BXHD: Tensor
-    k_BXHD: Tensor
-    v_BXHD: Tensor
-    valid: tuple[Tensor, ...] | None = None
-
-
-def valid_positions(mask_BX: Tensor) -> tuple[Tensor, ...]:
-    """Positions of the valid text tokens of each batch element. Synchronises with the host."""
-    return tuple(row.nonzero().flatten() for row in mask_BX.bool())
-
-
-@dataclass
-class Received:
-    """Bytes that attention received from other ranks, and the calls that it took.
-
-    Args:
-        calls: of `LVSAttention`.
-        kv_bytes: of keys and values.
-        text_bytes: of attention that text queries found on other ranks.
-        head_bytes: of queries, keys, values and outputs, tokens exchanged for heads.
-    """
-
-    calls: int = 0
-    kv_bytes: int = 0
-    text_bytes: int = 0
-    head_bytes: int = 0
+__all__ = ["TABLES_KEPT", "LVSAttention", "Received", "TextTokens", "valid_positions"]
 
 
 TABLES_KEPT = 4
@@ -163,8 +129,9 @@ class LVSAttention:
     ) -> tuple[Tensor, Tensor | None]:
         """Attention of this rank's video tokens, and of the text tokens where there are any.
 
-        Every video query attends its pattern and all valid text; every text query attends all
-        video and all valid text. The text is counted once, however many ranks hold it.
+        Every video query attends its pattern and all valid text; every valid text query attends all
+        video and all valid text, the output of the others is zero. The text is counted once,
+        however many ranks hold it.
 
         Args:
             q_BLHD, k_BLHD, v_BLHD: this rank's video tokens, rotated.
@@ -249,15 +216,11 @@ class LVSAttention:
         more: bool = False,
     ) -> AttentionState:
         """``state`` with any queries' attention over all valid text merged into it."""
-        _, k, v, valid = text
-        if valid is None:
-            return self.backend.attend_all(q_BLHD, k, v, scale, state, more)
         states = []
-        for b, positions in enumerate(valid):
-            one = slice(b, b + 1)
-            k_1CHD, v_1CHD = (x[one].index_select(1, positions) for x in (k, v))
-            part = AttentionState(*(x[one] for x in state))
-            states.append(self.backend.attend_all(q_BLHD[one], k_1CHD, v_1CHD, scale, part, more))
+        for batch, positions in parts_of(text):
+            k, v = (picked(x[batch], positions) for x in (text.k_BXHD, text.v_BXHD))
+            part = AttentionState(*(x[batch] for x in state))
+            states.append(self.backend.attend_all(q_BLHD[batch], k, v, scale, part, more))
         if len(states) == 1:
             return states[0]
         outs, lses = zip(*states, strict=True)
@@ -265,40 +228,20 @@ class LVSAttention:
 
     def _start_text(
         self, text: TextTokens, k_BLHD: Tensor, v_BLHD: Tensor, scale: float | None
-    ) -> "_TextOutput":
-        """Text queries over the local video, sent to all ranks while the video is attended."""
-        q, travels = text.q_BXHD, group_size(self.group) > 1
+    ) -> TextOutput:
+        """Valid text queries over the local video, sent to all ranks while that is attended."""
+        travels = group_size(self.group) > 1
         # Every rank holds the text; one of them counts it.
         counts = group_rank(self.group) == 0
-        state = self.backend.attend_all(q, k_BLHD, v_BLHD, scale, more=counts or travels)
-        if counts:
-            state = self._attend_text(q, text, scale, state, more=travels)
-        return _TextOutput(state, self.group, self.received)
-
-
-class _TextOutput:
-    """Text attention on its way: states of all ranks, merged when they have arrived."""
-
-    def __init__(
-        self, state: AttentionState, group: dist.ProcessGroup | None, received: Received
-    ) -> None:
-        self.state, self.group, self.received = state, group, received
-        self.world = group_size(group)
-        if self.world == 1:
-            return
-        out, lse = state
-        mine = torch.cat([out.to(lse.dtype), lse.transpose(1, 2).unsqueeze(-1)], dim=-1)
-        self.everyone = mine.new_empty((self.world, *mine.shape))
-        self.work = all_gather(self.everyone.flatten(0, 1), mine, group, async_op=True)
-
-    def finish(self) -> Tensor:
-        """``[B, X, H, D]``, the same bits on every rank."""
-        if self.world == 1:
-            return self.state.out_BLHD
-        wait(self.work, "all-gather of text attention", self.group)
-        self.received.text_bytes += (
-            (self.world - 1) * self.everyone[0].numel() * self.everyone.element_size()
-        )
-        return merge_all(
-            AttentionState(part[..., :-1], part[..., -1].transpose(1, 2)) for part in self.everyone
-        ).out_BLHD
+        states = []
+        for batch, positions in parts_of(text):
+            q, k_text, v_text = (picked(x[batch], positions) for x in text[:3])
+            if not q.shape[1]:
+                states.append(nothing_attended(q))  # kernels may want a query
+                continue
+            k, v = k_BLHD[batch], v_BLHD[batch]
+            state = self.backend.attend_all(q, k, v, scale, more=counts or travels)
+            if counts:
+                state = self.backend.attend_all(q, k_text, v_text, scale, state, travels)
+            states.append(state)
+        return TextOutput(text, states, self.group, self.received)

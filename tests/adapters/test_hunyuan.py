@@ -172,11 +172,9 @@ class WithoutText(HunyuanVideo15Adapter):
 
 
 def text_counted_by_every_rank(self, *args):
-    rank, self.rank = self.rank, 0
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lvsa.attention.group_rank", lambda group: 0)
         return START_TEXT(self, *args)
-    finally:
-        self.rank = rank
 
 
 START_TEXT = lvsa.LVSAttention._start_text

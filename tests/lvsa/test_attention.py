@@ -145,9 +145,7 @@ def test_text_of_which_nothing_is_valid_is_as_none():
     alone, _ = engine(*qkv)
     out, text_out = engine(*qkv, TextTokens(*text, valid=(torch.empty(0, dtype=torch.int64),)))
     assert torch.equal(out, alone)
-    everything = [{*range(T)}] * T
-    words = expected(qkv, everything, 4, text, torch.zeros(1, 5, dtype=torch.bool))[1]
-    assert relative_error(text_out, words) < 1e-10
+    assert (text_out == 0).all()
 
 
 def test_dense_pattern_is_one_tile():

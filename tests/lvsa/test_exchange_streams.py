@@ -166,13 +166,14 @@ def received(rank, world, exchange, dtype):
         engine(q, k, v, TextTokens(*text, valid=valid_positions(mask)))
         assert engine.received.kv_bytes - before == table[step % 32, rank] * token
     assert engine.received.calls == len(STEPS)
-    # Outputs and log-sum-exps travel in the precision of the latter.
-    assert engine.received.text_bytes == len(STEPS) * (world - 1) * B * X * H * (D + 1) * 4
+    # Of valid text alone: outputs in the dtype of the queries, log-sum-exps in float32.
+    of_text = len(STEPS) * (world - 1) * int(mask.sum()) * H * (D * dtype.itemsize + 4)
+    assert engine.received.text_bytes == of_text
     if world > 1:
         assert engine.received.kv_bytes > 0
     engine(q, k, v)
     assert engine.received.calls == len(STEPS) + 1
-    assert engine.received.text_bytes == len(STEPS) * (world - 1) * B * X * H * (D + 1) * 4
+    assert engine.received.text_bytes == of_text
 
 
 def received_by_all(rank, world):

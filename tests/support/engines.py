@@ -61,7 +61,7 @@ def expected(
         sets: A(f) of every frame.
         P: tokens per frame.
         text: q, k, v of the text tokens.
-        valid: ``[B, X]`` bool, text tokens that may be attended.
+        valid: ``[B, X]`` bool, text tokens that may be attended; the outputs of others are zero.
         scale: of the scores.
     """
     text = [x[:, :0] for x in qkv] if text is None else text
@@ -72,7 +72,7 @@ def expected(
         mask[:, :, S:] = valid[:, None, :]
     joined = [torch.cat(pair, dim=1) for pair in zip(qkv, text, strict=True)]
     video, words = masked_attention(*joined, mask, scale).split([S, X], dim=1)
-    return video, words
+    return video, words if valid is None else words * valid[:, :, None, None]
 
 
 def padded_text(X: int, B: int, dtype: torch.dtype = torch.float64) -> tuple[TextTokens, Tensor]:
