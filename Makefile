@@ -85,15 +85,10 @@ lock-serving: $(SERVING_VENV)/.installed
 bench: install
 	$(BIN)/python studies/bench/attention.py --output-dir outputs/bench
 
-gpu: install
-	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
-	  set -ex; \
-	  $(BIN)/python -m pytest -m gpu; \
-	  $(BIN)/python studies/bench/attention.py --device cuda --dtype bfloat16 --frames 41 81 --tokens 1560 \
-	    --heads 12 --head-dims 128 --ranks 1 --output-dir outputs/bench-gpu; \
-	else \
-	  echo "make gpu: PyTorch sees no CUDA device here, so nothing was tested or measured"; \
-	fi
+# Where nothing can be downloaded, the script says which wheels to bring.
+gpu:
+	-@$(MAKE) --no-print-directory install
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) studies/bench/gpu.py
 
 clean:
 	rm -rf outputs build .mypy_cache .ruff_cache .pytest_cache .hypothesis

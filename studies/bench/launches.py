@@ -110,7 +110,7 @@ def count_layer(config: LaunchesConfig, model: str, world: int, exchange: str, b
     counter = Counter()
     counter.counting = False
     with fake_forward(
-        size.skeleton(LAYERS, dtype),
+        size.build(LAYERS, dtype),
         size.adapter,
         pattern,
         grid,

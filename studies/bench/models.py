@@ -44,16 +44,19 @@ class ModelSize:
             latent_frames, self.rows, self.columns, temporal_factor=self.temporal_factor
         )
 
-    def skeleton(self, layers: int, dtype: torch.dtype) -> nn.Module:
-        """The transformer on the meta device, cut to its first layers.
+    def build(
+        self, layers: int, dtype: torch.dtype, device: torch.device | str = "meta"
+    ) -> nn.Module:
+        """The transformer with random weights, or none on the meta device.
 
         Args:
             layers: how many blocks it keeps.
             dtype: of the weights, but for those that the model keeps in float32.
+            device: where it is built.
         """
         import diffusers
 
-        with torch.device("meta"):
+        with torch.device(device):
             cls = getattr(diffusers, self.transformer)
             transformer: nn.Module = cls(**{**self.config, "num_layers": layers}).eval()
         keeps = getattr(transformer, "_keep_in_fp32_modules", None) or ()

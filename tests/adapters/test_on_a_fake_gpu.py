@@ -57,7 +57,7 @@ def run(size, *, adapter=None, rank=3, world=8, dtype=BF16, T=T, capability=(9, 
     settings = LVSASettings(rotate_keyframes=True)
     strict = Strict(dtype)
     with fake_forward(
-        size.skeleton(2, dtype),
+        size.build(2, dtype),
         adapter or size.adapter,
         settings.pattern(T, size.temporal_factor, size.horizon),
         grid,
