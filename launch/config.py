@@ -167,7 +167,10 @@ class ProcessesConfig:
     """How keys and values travel: only needed frames, straight to who attends them (needed) or from
     neighbour to neighbour (ring), or all of them to all."""
     timeout: Annotated[float, Range(0.001, 30 * 24 * 3600)] = 1800.0
-    """How long a rank waits for the others in a collective, seconds."""
+    """How long a rank may be silent, or keep the others waiting in a step, seconds."""
+    log_dir: Path | None = None
+    """Folder for a log file of every rank. Default: only one of a rank that fails is kept, among
+    the system's temporary files."""
     ranks: Annotated[int | None, Range(1, 4_096)] = None
     """Ranks to plan for, with --dry-run. Default: as many as were started."""
     hardware: str | None = None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lvsa.launch.arguments import parse
 from lvsa.launch.processes.environment import Place
 from lvsa.launch.processes.reporting import SomeFailed, run_reporting
+from lvsa.launch.processes.watch import watched
 from lvsa.launch.requests.lists import Request, requests_of
 
 if TYPE_CHECKING:
@@ -37,10 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     def work(place: Place) -> None:
         config = parse(argv, quiet=not place.first)
         requests = requests_of(config)
-        from lvsa.launch.processes.runtime import start
+        with watched(place, config.processes.log_dir) as watch:
+            from lvsa.launch.processes.runtime import start
 
-        with start(config.processes, place) as runtime:
-            run(requests, runtime)
+            with start(config.processes, place, watch) as runtime:
+                run(requests, runtime)
 
     sys.exit(run_reporting(work))
 
@@ -70,6 +72,7 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     from lvsa.launch.job import open_model
     from lvsa.launch.media.encoder import check_encoder
     from lvsa.launch.processes.attempts import attempt
+    from lvsa.launch.records.claim import check_unclaimed, claimed
     from lvsa.launch.records.output import versions
     from lvsa.launch.report import tell
     from lvsa.launch.requests.page import Page
@@ -77,6 +80,7 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
 
     check_agreement(agreed(requests), runtime.group)
     check_agreement(versions(), runtime.group, what="versions of packages")
+    runtime.progress.enter("planning")
     model = runtime.together(lambda: open_model(requests[0].config))
     videos = runtime.from_first(
         runtime.on_first(lambda: plan_videos(requests, model, runtime.world, runtime.device))
@@ -99,6 +103,7 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
         return
 
     runtime.on_first(check_encoder)
+    runtime.on_first(lambda: check_unclaimed(to_make[0].stem))
     job = job_of(to_make[0].config, model, runtime)
     tell(job, to_make[0].stem, said, runtime.first)
     loaded = load(job, runtime)
@@ -106,7 +111,8 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     def make(video: "Video") -> None:
         of_video = job if video is to_make[0] else job_of(video.config, model, runtime)
         tell(of_video, video.stem, said, runtime.first)
-        make_video(loaded, of_video, video, runtime)
+        with runtime.holding(lambda: claimed(video.stem)):
+            make_video(loaded, of_video, video, runtime)
 
     failed: dict[str, str] = {}
     for video in to_make:
@@ -132,6 +138,7 @@ def load(job: "Job", runtime: "Runtime") -> Loaded:
     from lvsa.launch.records.provenance import Later, provenance
 
     seconds, options = Stopwatch(), job.config.model
+    runtime.progress.enter("loading")
     with progress("loading the weights", runtime.first):
         pipe = runtime.together(
             lambda: load_pipeline(
@@ -162,7 +169,7 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
     from lvsa.launch.meter import StepTimer, Stopwatch
     from lvsa.launch.progress import progress, showing_phases
     from lvsa.launch.prompts import telling_truncation
-    from lvsa.launch.records.output import with_suffix, write_record
+    from lvsa.launch.records.output import with_suffix
     from lvsa.launch.records.record import make_record, rank_facts
     from lvsa.launch.requests.repeat import tell_repeated
 
@@ -185,25 +192,25 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
     with lvsa as session, telling_truncation(pipe), showing_phases(pipe, runtime.first):
         session.clock.listeners.append(steps)
         # The first rank decodes; the others are done when the last step is.
-        frames = pipe(**call_arguments(job.request, job.adapter, pipe, runtime.first)).frames
+        with runtime.progress.generation(session, pipe, job.request.steps):
+            frames = pipe(**call_arguments(job.request, job.adapter, pipe, runtime.first)).frames
     seconds.lap("generation")
     facts = video.stem.name
     runtime.share(facts, rank_facts(job, session, steps, runtime))
     if loaded.origins is not None:
         origins = loaded.origins
 
-        def write(file: Path) -> None:
+        def record_of(file: Path) -> dict[str, Any]:
             seconds.lap("writing")
             ranks = runtime.collect(facts)
             with progress("reading the weights for the record"):
                 known = origins.result()
             record = make_record(job, session, ranks, seconds.laps, known, file)
-            write_record(with_suffix(video.stem, ".json"), record)
             if video.repeats is not None:
                 tell_repeated(video.repeats, record)
+            return record
 
-        # The record first: a video that is there is whole, and has one.
-        write_video(with_suffix(video.stem, ".mp4"), frames[0], job.request.fps, write)
+        write_video(with_suffix(video.stem, ".mp4"), frames[0], job.request.fps, record_of)
         logger.info("wrote %s.mp4 and its record %s.json", video.stem, video.stem.name)
     return frames
 

@@ -4,13 +4,14 @@ import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from lvsa.launch.media.ffmpeg import FFmpegError, count_frames, running
 from lvsa.launch.progress import PATIENCE, progress
-from lvsa.launch.records.output import OutputError, signals_raise, written_whole
+from lvsa.launch.records.output import OutputError, as_text, signals_raise, written_together
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def write_video(
     path: Path,
     frames: np.ndarray,
     fps: float,
-    before_it_is_there: Callable[[Path], None] = lambda _: None,
+    record: Callable[[Path], dict[str, Any]] | None = None,
 ) -> None:
     """An H.264 mp4 in BT.709 and limited range, its index first so that it plays while it loads.
 
@@ -37,18 +38,21 @@ def write_video(
         path: of the file.
         frames: ``[F, H, W, 3]`` in 0 … 1.
         fps: frames per second.
-        before_it_is_there: called with the finished file, which has another name until then.
+        record: makes the record of the finished file, whose name is still another one; it is
+            written beside the video, so that both are there or neither.
 
     Raises:
         OutputError: where ffmpeg fails for whatever reason, where not all frames can be read back,
             or where a pixel is not a number. A file of that name stays as it was.
     """
-    with written_whole(path) as temporary:
+    records = [] if record is None else [path.with_suffix(".json")]
+    with written_together(*records, path) as parts:
         try:
-            _encode(temporary, frames, fps)
-            before_it_is_there(temporary)
+            _encode(parts[-1], frames, fps)
         except FFmpegError as error:
             raise OutputError(f"{path} could not be written: {error}") from error
+        if record is not None:
+            parts[0].write_text(as_text(record(parts[-1])), encoding="utf-8")
 
 
 def check_encoder() -> None:

@@ -4,9 +4,14 @@ Processes that each believe to be alone would all make the whole video, into one
 started more than one of them is either understood or refused.
 """
 
+import json
+import os
+import time
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from lvsa.errors import LVSAError
 
@@ -132,6 +137,16 @@ def rank_of(environment: Mapping[str, str]) -> int:
     """This process's number as far as it can be told without an error; else 0."""
     texts = (environment.get(launcher.rank, "") for launcher in LAUNCHERS)
     return next((int(text) for text in texts if text.isdecimal()), 0)
+
+
+def leave_for_torchrun(message: str) -> None:
+    """torchrun's own last words are long; they close with what its processes leave for them."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        # In whole seconds; torchrun shows the message of the process that failed first.
+        left = {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": left}))
 
 
 def _in_batch_script(environment: Mapping[str, str]) -> bool:

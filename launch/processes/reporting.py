@@ -1,18 +1,15 @@
 """How the processes of a job speak, and how they end: one message, and an exit code."""
 
-import json
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import NoReturn
 
 from lvsa.errors import LVSAError, RankMismatch
-from lvsa.launch.processes.environment import Place, place_of, rank_of
+from lvsa.launch.processes.environment import Place, leave_for_torchrun, place_of, rank_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +35,15 @@ def set_up_logging(rank: int) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format=form, stream=sys.stderr, force=True)
-    # A setting without effect is said once, not once per rank.
-    logging.getLogger("lvsa").setLevel(logging.INFO if first else logging.ERROR)
+    logging.getLogger("lvsa").setLevel(logging.INFO)
+    if not first:
+        # A setting without effect is said once, not once per rank; log files have all of it.
+        logging.root.handlers[0].addFilter(_others_speak)
+
+
+def _others_speak(record: logging.LogRecord) -> bool:
+    ours = record.name == "lvsa" or record.name.startswith("lvsa.")
+    return not ours or record.levelno >= logging.ERROR
 
 
 def run_reporting(work: Callable[[Place], object]) -> int:
@@ -74,7 +78,7 @@ def _report(error: Exception, place: Place) -> None:
     """Says what was wrong, on the first rank; another one only if it is left alone."""
     if place.first:
         logger.error("%s", error)
-        _leave_for_torchrun(str(error))
+        leave_for_torchrun(str(error))
         return
     # As soon as one process ends with an error, torchrun and mpirun end the others, in the middle
     # of a word or before it. So these wait to be ended, and have nothing to add to the first's.
@@ -86,12 +90,3 @@ def _report(error: Exception, place: Place) -> None:
 
 def _end_in_peace(*_: object) -> NoReturn:
     os._exit(0)
-
-
-def _leave_for_torchrun(message: str) -> None:
-    """torchrun's own last words are long; they close with what its processes leave for them."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        left = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
-        with suppress(OSError):
-            Path(file).write_text(json.dumps({"message": left}))

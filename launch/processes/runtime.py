@@ -1,10 +1,12 @@
 """The processes of a job at work: devices, the process group, and what they tell one another."""
 
+import ipaddress
 import json
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,9 +20,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from lvsa.errors import LVSAError
 from lvsa.launch.config import ProcessesConfig
 from lvsa.launch.processes.environment import Place
+from lvsa.launch.processes.progress import Progress
 from lvsa.launch.processes.reporting import SharedError
+from lvsa.launch.processes.verdict import ALONE_LIMIT
+from lvsa.launch.processes.watch import Watch
 
 Result = TypeVar("Result")
+
+# Guards notice a rank that hangs. Should they not, collectives end by themselves after the longest
+# time that one may work while the others wait, and these seconds.
+MARGIN = 600.0
 
 
 @dataclass
@@ -31,12 +40,14 @@ class Runtime:
         rank, world: this process among how many; 0 and 1 for one alone.
         device: where it computes.
         store: key-value store of the job; None for one process.
+        progress: where this rank is.
     """
 
     rank: int
     world: int
     device: torch.device
     store: Any = field(default=None, repr=False)
+    progress: Progress = field(default_factory=Progress, repr=False)
     _mine: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -91,6 +102,13 @@ class Runtime:
             raise SharedError(problem)
         return result
 
+    @contextmanager
+    def holding(self, block: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+        """Is in another block on the first rank; where that cannot be entered, all stop alike."""
+        with ExitStack() as stack:
+            self.on_first(lambda: stack.enter_context(block()))
+            yield
+
     def from_first(self, value: Result) -> Result:
         """The first rank's value, on every rank; it travels as a pickle."""
         box = [value]
@@ -116,8 +134,8 @@ class Runtime:
 
 
 @contextmanager
-def start(config: ProcessesConfig, place: Place) -> Iterator[Runtime]:
-    """Joins the other processes of the job, and leaves them at the end.
+def start(config: ProcessesConfig, place: Place, watch: Watch) -> Iterator[Runtime]:
+    """Joins the other processes of the job, and leaves them when all have done their work.
 
     Raises:
         LVSAError: where the device that is asked for is missing, ranks outnumber the devices of a
@@ -130,7 +148,8 @@ def start(config: ProcessesConfig, place: Place) -> Iterator[Runtime]:
             logging.getLogger(library.__name__).setLevel(logging.ERROR)
     if place.world == 1:
         with logging_redirect_tqdm():
-            yield Runtime(0, 1, device)
+            yield Runtime(0, 1, device, progress=watch.progress)
+        watch.finish()
         return
     # MPS has one device, and no choice.
     getattr(torch.get_device_module(device), "set_device", lambda _: None)(device)
@@ -144,19 +163,44 @@ def start(config: ProcessesConfig, place: Place) -> Iterator[Runtime]:
             f"where the first rank listens (MASTER_ADDR, MASTER_PORT): {error}"
         ) from error
     store.set_timeout(limit)
+    watch.limit(config.timeout)
+    _meet(watch, store, place)
     dist.init_process_group(
         collective_backends(device.type),
         store=dist.PrefixStore("lvsa-group", store),
         rank=place.rank,
         world_size=place.world,
-        timeout=limit,
+        timeout=timedelta(seconds=max(config.timeout, ALONE_LIMIT) + MARGIN),
         device_id=None if device.type == "cpu" else device,
     )
     with logging_redirect_tqdm():
-        yield Runtime(place.rank, place.world, device, store)
-    # Only after success: it waits for the other ranks, who after a failure may wait for this one.
-    # A process that fails just ends, and torchrun ends the others.
+        yield Runtime(place.rank, place.world, device, store, watch.progress)
+    # The first rank may decode and write for hours yet. A rank that left before would take its
+    # node's torchrun with it, and with that perhaps the store.
+    watch.finish()
     dist.destroy_process_group()
+
+
+def _meet(watch: Watch, store: dist.Store, place: Place) -> None:
+    """The guards of all ranks call that of the first."""
+    if place.first:
+        store.set("lvsa/guard", json.dumps([_own_address(place), *watch.listen()]))
+    else:
+        watch.join(*json.loads(store.get("lvsa/guard")))
+
+
+def _own_address(place: Place) -> str:
+    """Where other ranks reach this host.
+
+    torchrun's store may be on another node. Where it is here, its address has served all already.
+    """
+    family, *_, there = socket.getaddrinfo(place.address, place.port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        # Nothing is sent: this asks for the way there.
+        probe.connect(there)
+        here = str(probe.getsockname()[0])
+    local = here == there[0] or ipaddress.ip_address(str(there[0])).is_loopback
+    return str(place.address) if local else here
 
 
 def collective_backends(device_type: str) -> str:

@@ -9,7 +9,7 @@ import signal
 import threading
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 
 import lvsa
 from lvsa.errors import LVSAError
+from lvsa.launch.records.temporary import held, part_of, remove_abandoned_parts
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "imageio-ffmpeg")
 # What a job writes, side by side under one name.
@@ -42,27 +43,38 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: where the operating system refuses; names the path and the cause.
     """
-    temporary = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
+    with written_together(path) as parts:
+        yield parts[0]
+
+
+@contextmanager
+def written_together(*paths: Path) -> Iterator[list[Path]]:
+    """New files that take the places of ``paths``, of one folder, when all of them are complete.
+
+    Each as `written_whole` says. Where a process is killed in the moment of the exchange, no old
+    file lies beside a new one, and the last file is only there where all are.
+
+    Raises:
+        OutputError: where the operating system refuses; names the path and the cause.
+    """
+    parts, path = [part_of(path) for path in paths], paths[-1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with signals_raise():
-            try:
-                _create(temporary)
-                yield temporary
-                _flush(temporary)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with signals_raise(), ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(held(part))
+            yield parts
+            for part in parts:
+                _flush(part)
+            if len(paths) > 1:
+                path.unlink(missing_ok=True)
+            for part, target in zip(parts, paths, strict=True):
+                os.replace(part, target)
     except OSError as error:
         raise OutputError(f"{path} could not be written: {error.strerror or error}") from error
-    # The file is in place; not every file system can flush a folder.
+    # The files are in place; not every file system can flush a folder.
     with suppress(OSError):
         _flush(path.parent)
-
-
-def _create(path: Path) -> None:
-    """Makes an empty file; opens none that exists and follows no link (OSError)."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
 
 
 def _flush(path: Path) -> None:
@@ -106,7 +118,12 @@ def with_suffix(stem: Path, suffix: str) -> Path:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """A JSON file beside the video."""
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(as_text(record), encoding="utf-8")
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """A record as JSON, indented."""
+    return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
 
 def versions() -> dict[str, str]:
@@ -140,8 +157,8 @@ def output_stem(folder: Path, given: str) -> Path:
             _check_replaceable(folder / f"{name}{suffix}")
         # A trial as long as the longest name to come, which may be too long for the whole path.
         trial = folder / f"{name}.{secrets.token_hex(LONGEST)[: LONGEST - 1]}"
-        _create(trial)
-        trial.unlink()
+        with held(trial):
+            remove_abandoned_parts(folder)
     except OSError as error:
         raise LVSAError(
             f"--output-dir {folder}: no file can be made there: {error.strerror}"

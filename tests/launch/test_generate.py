@@ -1,6 +1,7 @@
 """The launcher from end to end: what a user starts, sees and gets."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -205,8 +206,12 @@ def test_a_failed_rank_ends_the_job_and_is_named(model, tmp_path):
     script.write_text(FAILING)
     done = torchrun(2, flags(model, tmp_path / "out"), script=str(script))
     assert done.returncode != 0
-    assert "[rank 1] ERROR: rank 1 of 2 failed" in done.stderr
-    assert "MemoryError: no room" in done.stderr
+    (message,) = re.findall(r"^ERROR: .*$", done.stderr, re.M)
+    for fact in ("rank 1 on ", "in loading", "MemoryError: no room"):
+        assert fact in message
+    # The message comes before whatever torchrun has to say, and is the last of that too.
+    assert done.stderr.index(message) < done.stderr.index("Traceback")
+    assert "rank 1 on " in done.stderr[done.stderr.index("Root Cause") :]
     assert not list((tmp_path / "out").iterdir())
 
 
