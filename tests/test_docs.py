@@ -25,6 +25,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3
 
 import lvsa
 from lvsa.launch.arguments import parse
+from tests.serving.support.stand_in import FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,13 +42,18 @@ NEEDS = {
     "UV_TORCH_BACKEND=cpu uv": "the network",
     "python -m venv": "an environment of its own",
     "source": "an environment of its own",
+    "vllm-omni serve": "vLLM-Omni, and weights",
+    "curl": "a server",
     "python studies/tiny_wan/train.py": "80 minutes",
     "python studies/quality/study.py": "minutes",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
 INLINE = re.compile(r"`([^`]+)`")
-PROGRAMS = ("python", "make", "torchrun", "sbatch", "pip", "uv", "pre-commit", "lvsa-generate")
+PROGRAMS = (
+    "python", "make", "torchrun", "sbatch", "pip", "uv", "pre-commit", "lvsa-generate",
+    "vllm-omni", "curl",
+)  # fmt: skip
 WAN_1_3B = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
@@ -173,6 +179,16 @@ def check_install(words):
             assert set(match[1].split(",")) <= set(extras["optional-dependencies"])
 
 
+@functools.cache
+def flags_of_the_server():
+    """Flags that vLLM-Omni's files name, and those that it inherits."""
+    if not FOLDER.is_dir():
+        pytest.skip(f"no vLLM-Omni in {FOLDER}; make install puts it there")
+    source = (FOLDER / "vllm_omni" / "entrypoints" / "cli" / "serve.py").read_text()
+    inherited = {"--port", "--additional-config", "--tensor-parallel-size"}
+    return inherited | set(re.findall(r"--[a-z][\w-]*\w", source))
+
+
 def check(command):
     """A command against the files, targets, extras and flags that it names."""
     words = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=|…$", word)]
@@ -182,13 +198,16 @@ def check(command):
         check_make(words)
     elif program in ("pip", "uv"):
         check_install(words)
+    elif program == "vllm-omni":
+        assert words[0] == "serve"
+        assert set(flags(words)) <= flags_of_the_server()
     elif program == "sbatch":
         assert (ROOT / words[scripts[0]]).is_file()
         check_script("launch/generate.py", words[scripts[0] + 1 :])
     elif program in ("python", "torchrun") and scripts:
         check_script(words[scripts[0]], words[scripts[0] + 1 :])
     else:
-        assert re.match(r"python -m (venv|pytest)|source|pre-commit", command), command
+        assert re.match(r"python -m (venv|pytest)|source|pre-commit|curl", command), command
 
 
 @pytest.mark.parametrize("command", RUN)
@@ -209,6 +228,8 @@ def test_flags_in_the_text_exist(document):
     scripts = {"launch/generate.py", *re.findall(r"studies/\w+/\w+\.py", text)}
     known = {flag for script in scripts for flag in flags_of(script)}
     spans = [span.split() for span in INLINE.findall(text)]
+    if document.name == "serving.md":
+        known |= flags_of_the_server()
     named = [word for words in spans if words[0] not in PROGRAMS for word in flags(words)]
     assert set(named) <= known
 
@@ -283,6 +304,7 @@ def test_nothing_is_forgotten():
         "python launch/generate.py --lsva",
         "torchrun --nproc_per_node=2 launch/generate.py --exchange some",
         "sbatch --nodes=2 launch/slurm/generate.sbatch --no-such-flag",
+        "vllm-omni serve MODEL --omni --no-such-flag",
         "python studies/bench/attention.py --no-such-flag 1",
         "pip install -e .[docs]",
         "cargo build",

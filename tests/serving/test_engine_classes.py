@@ -66,14 +66,24 @@ def expected(q, k, v, impl, step):
     return masked_attention(q, k, v, mask)
 
 
-def test_registration_is_idempotent_and_found_by_name(engine):
+def test_registration_is_idempotent_and_found_by_name(engine, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lvsa"), "parent", logging.getLogger())
     for _ in range(2):
         engine.plugin.register()
         known = engine.registry.DiffusionAttentionBackendEnum
         assert known["LVSA"].get_class() is engine.backend.LVSABackend
         assert [name for name in known.__members__ if "LVSA" in name] == ["LVSA"]
     assert logging.getLogger("lvsa").parent is logging.getLogger("vllm")
-    logging.getLogger("lvsa").parent = logging.getLogger()
+
+
+@pytest.mark.parametrize(("installed", "known"), [("0.22.0", False), ("0.31.0.dev2", True)])
+def test_older_engines_go_without_lvsa(engine, installed, known, monkeypatch, caplog):
+    monkeypatch.setattr(engine.plugin, "version", lambda _: installed)
+    monkeypatch.setattr(logging.getLogger("lvsa"), "parent", logging.getLogger())
+    engine.plugin.register()
+    assert ("LVSA" in engine.registry.DiffusionAttentionBackendEnum.__members__) == known
+    said = [record.getMessage() for record in caplog.records]
+    assert [installed in message and "0.30" in message for message in said] == [True] * (not known)
 
 
 def test_the_classes_are_whole(engine):

@@ -1,0 +1,33 @@
+"""LVSA inside vLLM-Omni's real engine on two processes: every mode gives what one process gives."""
+
+import pytest
+
+from tests.serving.support.engines import BEYOND, engine, generated
+from tests.support.oracle import relative_error
+
+pytestmark = pytest.mark.vllm_omni
+SIZES = {"divides": (BEYOND, 64, 64), "does not divide": (BEYOND, 48, 48)}
+"""41 latent frames of 16 tokens, and of 9: 369 tokens on two ranks."""
+OPTIONS = {"rotate_keyframes": True}
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with engine(OPTIONS) as omni:
+        return {name: generated(omni, *size) for name, size in SIZES.items()}
+
+
+@pytest.mark.parametrize(
+    "mode", ["ulysses_degree", "allgather_degree", "cfg_parallel_size", "tensor_parallel_size"]
+)
+def test_two_ranks_give_what_one_gives(mode, expected):
+    with engine(OPTIONS, **{mode: 2}) as omni:
+        for name, size in SIZES.items():
+            assert relative_error(generated(omni, *size), expected[name]) < 2e-4, name
+
+
+def test_ring_is_refused_at_start_with_the_modes_that_work(capfd):
+    with pytest.raises((ValueError, RuntimeError)) as caught, engine(OPTIONS, ring_degree=2):
+        pass
+    said = str(caught.value) + "".join(capfd.readouterr())
+    assert all(word in said for word in ("ring_degree", "ulysses_degree", "allgather_degree"))
