@@ -1,6 +1,8 @@
 """A checkpoint's configs tell the engine's plugin what a loaded pipeline tells the adapters."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -46,6 +48,16 @@ def test_entries_that_a_config_leaves_out_are_diffusers_defaults(tmp_path):
     file.write_text(json.dumps(config))
     model = served_model(str(folder))
     assert model.adapter.temporal_factor(model.pipe) == 4
+
+
+def test_the_plugin_needs_no_newer_diffusers_than_the_engines():
+    """vLLM-Omni's diffusers is older than the launcher's, whose sessions need the newer one."""
+    program = "import sys, lvsa.serving.vllm_omni.attention; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "lvsa.adapters.install.grids" in loaded
+    assert not {"lvsa.adapters.install.enable", "lvsa.adapters.install.prepared"} & {*loaded}
 
 
 def test_the_bundled_model():

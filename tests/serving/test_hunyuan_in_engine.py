@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from diffusers import HunyuanVideo15Pipeline
 
-import lvsa
+from lvsa.settings import LVSASettings
+from lvsa.shards import FrameGrid
 from tests.serving.support import engines
-from tests.serving.support.engines import GUIDANCE, STEPS, engine, watched_layers
+from tests.serving.support.engines import GUIDANCE, STEPS, engine, install_lvsa, watched_layers
 from tests.support.oracle import relative_error
 from tests.support.tiny_hunyuan import hunyuan_pipeline, hunyuan_transformer
 
@@ -13,9 +15,8 @@ pytestmark = pytest.mark.vllm_omni
 FRAMES, HEIGHT, WIDTH = 49, 32, 48
 LAYERS = 2
 SPARSE = {"horizon": 5, "window_size": 4, "rotate_keyframes": True}
-# Fixed in the engine's pipeline, and in diffusers', where our tests shorten it.
-VISION, SYSTEM = 1152, 108
-LENGTHS = {"tokenizer_max_length": 1000, "tokenizer_2_max_length": 256}
+VISION = 1152
+"""Channels of image embeddings, fixed in the engine's pipeline."""
 
 
 @pytest.fixture(scope="module")
@@ -70,23 +71,20 @@ def latents(checkpoint, monkeypatch):
 
 
 def ours(checkpoint, settings):
-    """Latents of diffusers' pipeline under our own session."""
-    from diffusers import HunyuanVideo15Pipeline
-
+    """Latents of diffusers' pipeline under LVSA."""
     pipe = HunyuanVideo15Pipeline.from_pretrained(checkpoint)
-    pipe.set_progress_bar_config(disable=True)
     pipe.guider = type(pipe.guider)(guidance_scale=GUIDANCE)
-    with lvsa.enable(pipe, settings=settings):
-        return pipe(
-            prompt=engines.PROMPT,
-            negative_prompt="dull",
-            num_frames=FRAMES,
-            height=HEIGHT,
-            width=WIDTH,
-            num_inference_steps=STEPS,
-            latents=noise(),
-            output_type="latent",
-        ).frames
+    install_lvsa(pipe, FrameGrid((FRAMES - 1) // 4 + 1, HEIGHT // 16, WIDTH // 16), settings)
+    return pipe(
+        prompt=engines.PROMPT,
+        negative_prompt="dull",
+        num_frames=FRAMES,
+        height=HEIGHT,
+        width=WIDTH,
+        num_inference_steps=STEPS,
+        latents=noise(),
+        output_type="latent",
+    ).frames
 
 
 def test_with_every_frame_kept_it_is_the_engines_dense_result(latents):
@@ -102,4 +100,4 @@ def test_with_every_frame_kept_it_is_the_engines_dense_result(latents):
 
 def test_sparse_it_is_our_own_pipelines(latents, checkpoint):
     sparse, _ = latents(SPARSE)
-    assert relative_error(sparse, ours(checkpoint, lvsa.LVSASettings(**SPARSE))) < 5e-4
+    assert relative_error(sparse, ours(checkpoint, LVSASettings(**SPARSE))) < 5e-4

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import lvsa
+from lvsa.settings import LVSASettings
 from tests.serving.support.engines import (
     BELOW,
     BEYOND,
@@ -20,7 +20,7 @@ LAYERS = 6
 # The engine's layers round elsewhere than diffusers': so much do their dense latents differ too,
 # relative to the largest.
 TOLERANCE = 5e-4
-ROTATING = lvsa.LVSASettings(rotate_keyframes=True)
+ROTATING = LVSASettings(rotate_keyframes=True)
 
 
 @pytest.fixture(scope="module")

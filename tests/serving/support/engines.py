@@ -6,6 +6,12 @@ from typing import Any
 
 import torch
 
+from lvsa.attention import LVSAttention
+from lvsa.clock import StepClock
+from lvsa.processor import LVSAProcessor
+from lvsa.settings import LVSASettings
+from lvsa.shards import FrameGrid
+
 MODEL = "assets/tiny-wan"
 PROMPT, NEGATIVE = "a red circle drifts left", ""
 STEPS, GUIDANCE, SHIFT = 3, 3.0, 5.0
@@ -90,28 +96,38 @@ def generated(
     return output.images[0]
 
 
-def ours(
-    frames: int, height: int = 64, width: int = 64, settings: Any = None, **more: Any
-) -> torch.Tensor:
-    """Latents that diffusers' pipeline makes of `noise` under our own session."""
+def install_lvsa(pipe: Any, grid: FrameGrid, settings: LVSASettings) -> None:
+    """LVSA on a pipeline of diffusers by its parts, for videos of one grid.
+
+    `lvsa.enable` looks after caches too, of a newer diffusers than vLLM-Omni's.
+    """
+    from lvsa.adapters import adapter_for
+    from lvsa.adapters.install.grids import make_pattern
+
+    adapter = adapter_for(type(pipe))
+    attention = LVSAttention(make_pattern(adapter, pipe, grid, settings), grid)
+    adapter.install_processor(pipe, LVSAProcessor(adapter, attention))
+    StepClock(lambda step: setattr(attention, "step", step)).attach(pipe.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+
+
+def ours(frames: int, height: int = 64, width: int = 64, *, settings: LVSASettings) -> torch.Tensor:
+    """Latents that diffusers' pipeline makes of `noise` under LVSA."""
     from diffusers import WanPipeline
     from vllm_omni.diffusion.models.wan2_2.scheduling_wan_euler import WanEulerScheduler
 
-    import lvsa
-
     pipe = WanPipeline.from_pretrained(MODEL)
     pipe.scheduler = WanEulerScheduler(shift=SHIFT)
-    pipe.set_progress_bar_config(disable=True)
-    given = {
-        "prompt": PROMPT,
-        "negative_prompt": NEGATIVE,
-        "num_frames": frames,
-        "height": height,
-        "width": width,
-        "num_inference_steps": STEPS,
-        "guidance_scale": GUIDANCE,
-        "latents": noise(frames, height, width),
-        "output_type": "latent",
-    }
-    with lvsa.enable(pipe, settings=settings or lvsa.LVSASettings()):
-        return pipe(**{**given, **more}).frames
+    grid = FrameGrid((frames - 1) // 4 + 1, height // 16, width // 16)
+    install_lvsa(pipe, grid, settings)
+    return pipe(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        num_frames=frames,
+        height=height,
+        width=width,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        latents=noise(frames, height, width),
+        output_type="latent",
+    ).frames
