@@ -59,8 +59,8 @@ types: install
 check: lint types test
 
 test-serving: $(SERVING_VENV)/.installed
-	PYTHONPATH=$(CURDIR)/tests/serving/support/site $(SERVING_VENV)/bin/python -m pytest \
-	  tests/serving -m vllm_omni
+	PYTHONPATH=$(CURDIR)/tests/serving/support/site HF_HUB_OFFLINE=1 $(SERVING_VENV)/bin/python \
+	  -m pytest tests/serving -m vllm_omni --timeout 300
 
 $(SERVING_VENV)/.installed: pyproject.toml $(SERVING)/requirements.txt
 	test -x $(SERVING_VENV)/bin/python || $(PYTHON) -m venv $(SERVING_VENV)
