@@ -80,26 +80,41 @@ class Replication:
 
     def _share(self, result: Any, generators: list[torch.Generator]) -> Any:
         """The first rank's result and generator states, on every rank."""
-        first = group_rank(self.group) == 0
-        tensors: list[Tensor] = []
         # A rank that skipped the drawing must not fall behind in its random numbers: schedulers
-        # may draw more of them in the loop.
-        message = [_take_out(result, tensors), [g.get_state() for g in generators]]
-        dist.broadcast_object_list(message, group=self.group, group_src=0)
-        shape, states = message
-        if not first:
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
-        arrived: list[Tensor] = []
-        for slot in _slots(shape):
-            if first:
-                tensor = tensors[len(arrived)].contiguous()
-            else:
-                device = "cpu" if slot.device_type == "cpu" else self.device
-                tensor = torch.empty(slot.shape, dtype=slot.dtype, device=device)
-            dist.broadcast(tensor, group=self.group, group_src=0)
-            arrived.append(tensor)
-        return _put_back(shape, iter(arrived))
+        # may draw more of them in the loop. Arrays are pickled, on a group of whatever backend.
+        states = [generator.get_state().numpy() for generator in generators]
+        result, states = share((result, states), self.group, self.device)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(torch.from_numpy(state))
+        return result
+
+
+def share(
+    value: Any, group: dist.ProcessGroup | None, device: torch.device | str = "cpu"
+) -> Any:
+    """The first rank's nested value on every rank of a group; tensors travel by themselves.
+
+    Args:
+        value: of tensors, tuples, lists, dicts, and what pickles; only the first rank's counts.
+        group: the ranks; None for one process.
+        device: where the tensors of this rank live, for those that were on an accelerator.
+    """
+    if group_size(group) == 1:
+        return value
+    first = group_rank(group) == 0
+    tensors: list[Tensor] = []
+    message = [_take_out(value, tensors)]
+    dist.broadcast_object_list(message, group=group, group_src=0)
+    arrived: list[Tensor] = []
+    for slot in _slots(message[0]):
+        if first:
+            tensor = tensors[len(arrived)].contiguous()
+        else:
+            place = "cpu" if slot.device_type == "cpu" else device
+            tensor = torch.empty(slot.shape, dtype=slot.dtype, device=place)
+        dist.broadcast(tensor, group=group, group_src=0)
+        arrived.append(tensor)
+    return _put_back(message[0], iter(arrived))
 
 
 def _take_out(value: Any, tensors: list[Tensor]) -> Any:

@@ -39,6 +39,10 @@ class Later(Generic[Result]):
 
         threading.Thread(target=run, daemon=True).start()
 
+    def done(self) -> bool:
+        """Whether it is over."""
+        return self._future.done()
+
     def result(self) -> Result:
         """What the work returned; raises what it raised."""
         return self._future.result()
