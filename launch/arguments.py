@@ -15,6 +15,7 @@ import tyro
 import yaml
 
 from lvsa.errors import LVSAError
+from lvsa.launch.checkpoint.header import settings_of_latents
 from lvsa.launch.config import AUTO_KEYFRAMES, GenerateConfig, field_name
 from lvsa.launch.config_file import read_settings
 from lvsa.settings import flag
@@ -53,15 +54,7 @@ def parse(argv: Sequence[str] | None = None, quiet: bool = False) -> GenerateCon
     interval, automatic = flag("key_frame_interval"), flag(AUTO_KEYFRAMES)
     if automatic in given and any(a.partition("=")[0] == interval for a in given):
         raise LVSAError(f"{automatic} and {interval} exclude one another")
-    file = _config_file(given)
-    defaults = GenerateConfig()
-    if file is not None:
-        option, path = file
-        settings = read_settings(path, option)
-        try:
-            defaults = GenerateConfig.from_dict(settings)
-        except LVSAError as error:
-            raise LVSAError(f"{option} {path}: {error}") from None
+    defaults = _defaults(given)
     complaint, unseen = io.StringIO(), io.StringIO()
     try:
         with redirect_stderr(complaint), redirect_stdout(unseen if quiet else sys.stdout):
@@ -89,6 +82,20 @@ def parse(argv: Sequence[str] | None = None, quiet: bool = False) -> GenerateCon
     return line.job
 
 
+def _defaults(arguments: Sequence[str]) -> GenerateConfig:
+    """What flags override: the settings of a file, read before the flags are, or none."""
+    file = _settings_file(arguments)
+    if file is None:
+        return GenerateConfig()
+    option, path = file
+    latents = option == "--decode"
+    settings = settings_of_latents(path) if latents else read_settings(path, option)
+    try:
+        return GenerateConfig.from_dict(settings)
+    except LVSAError as error:
+        raise LVSAError(f"{option} {path}: {error}") from None
+
+
 def _by_our_name(argument: str) -> str:
     """An argument with the name of our flag in place of another name for it."""
     if not argument.startswith("--"):
@@ -97,15 +104,14 @@ def _by_our_name(argument: str) -> str:
     return f"{flag(field_name(name))}{equals}{value}"
 
 
-def _config_file(arguments: Sequence[str]) -> tuple[str, Path] | None:
-    """The option and FILE of ``--config FILE`` or ``--from=FILE``, read before the flags are."""
-    record = flag("from_record")
+def _settings_file(arguments: Sequence[str]) -> tuple[str, Path] | None:
+    """The option and FILE of ``--config FILE``, ``--from=FILE`` or ``--decode FILE``."""
+    names = {"--config": "--config", flag("from_record"): "--from", "--decode": "--decode"}
     files = []
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name in ("--config", record):
-            option = "--from" if name == record else name
-            files.append((option, value if equals else "".join(arguments[i + 1 : i + 2])))
+        if name in names:
+            files.append((names[name], value if equals else "".join(arguments[i + 1 : i + 2])))
     if len(files) > 1:
         given = " and ".join(f"{option} {name}" for option, name in files)
         raise LVSAError(f"{given} are given; one file at a time")

@@ -18,6 +18,7 @@ from lvsa.settings import LVSASettings
 
 ExchangeName = Literal["needed", "ring", "all_gather"]
 DeviceName = Literal["auto", "cpu", "cuda", "npu", "xpu", "mps"]
+OutputName = Literal["video", "latents"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 # Other names of fields: those of diffusers, and those of earlier versions.
@@ -151,10 +152,28 @@ class OutputConfig:
     """Name of both, without suffix. Default: from the prompt and the seed."""
     overwrite: bool = False
     """Make every video, also where one of that name is there already."""
+    output: OutputName = "video"
+    """What is made: the video, or its latents alone, which --decode makes a video of."""
     show_mask: bool = False
     """Also save a picture of the attention pattern (PNG)."""
     dry_run: bool = False
     """Load no weights: print the plan and save the picture."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a video until it is there, so that an interrupted job goes on."""
+
+    checkpoint_seconds: Annotated[float | None, Range(0, 30 * 24 * 3600)] = None
+    """Seconds between two checkpoints of the denoising; 0: after every step. Default: as often as
+    they cost less than 1 % of the time."""
+    fresh: bool = False
+    """Begin anew also where a checkpoint of the same job lies, which is removed."""
+    keep_latents: bool = False
+    """Keep the denoised latents beside the video (.latents.safetensors)."""
+    decode: Path | None = None
+    """Make a video of latents that were kept, on one process. Settings are those of the file;
+    flags override them."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +211,7 @@ class GenerateConfig:
     sampling: SamplingConfig = SamplingConfig()
     attention: AttentionConfig = AttentionConfig()
     output: OutputConfig = OutputConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     processes: ProcessesConfig = ProcessesConfig()
 
     def __post_init__(self) -> None:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvsa.launch.arguments import parse
@@ -69,6 +68,8 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
         SomeFailed: at the end, where some of several videos failed.
     """
     from lvsa.comm import check_agreement
+    from lvsa.launch.checkpoint.folder import look
+    from lvsa.launch.finish import decode_file, decode_kept, tidy_up
     from lvsa.launch.job import open_model
     from lvsa.launch.media.encoder import check_encoder
     from lvsa.launch.processes.attempts import attempt
@@ -78,16 +79,20 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     from lvsa.launch.requests.page import Page
     from lvsa.launch.requests.plan import agreed, job_of, plan_videos
 
+    config = requests[0].config
     check_agreement(agreed(requests), runtime.group)
     check_agreement(versions(), runtime.group, what="versions of packages")
+    if config.checkpoint.decode is not None:
+        decode_file(config.checkpoint.decode, config, runtime)
+        return
     runtime.progress.enter("planning")
-    model = runtime.together(lambda: open_model(requests[0].config))
+    model = runtime.together(lambda: open_model(config))
     videos = runtime.from_first(
         runtime.on_first(lambda: plan_videos(requests, model, runtime.world, runtime.device))
     )
     assert videos is not None
     said: set[str] = set()
-    if requests[0].config.output.dry_run:
+    if config.output.dry_run:
         for video in videos:
             tell(job_of(video.config, model, runtime), video.stem, said, runtime.first)
         return
@@ -97,6 +102,7 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     for video in videos:
         if video.done:
             logger.info("%s: %s.mp4 is there already", video.turn, video.stem)
+            runtime.on_first(partial(tidy_up, video.checkpoint, video.stem, video.config))
     if page is not None:
         page.write()
     if not to_make:
@@ -106,13 +112,17 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     runtime.on_first(lambda: check_unclaimed(to_make[0].stem))
     job = job_of(to_make[0].config, model, runtime)
     tell(job, to_make[0].stem, said, runtime.first)
-    loaded = load(job, runtime)
+    loaded = None if all(video.denoised for video in to_make) else load(job, runtime)
 
     def make(video: "Video") -> None:
         of_video = job if video is to_make[0] else job_of(video.config, model, runtime)
         tell(of_video, video.stem, said, runtime.first)
         with runtime.holding(lambda: claimed(video.stem)):
-            make_video(loaded, of_video, video, runtime)
+            runtime.on_first(partial(look, video.checkpoint, video.config.checkpoint.fresh))
+            if loaded is not None and not video.denoised:
+                make_video(loaded, of_video, video, runtime)
+            elif runtime.first:
+                decode_kept(model, video, runtime)
 
     failed: dict[str, str] = {}
     for video in to_make:
@@ -164,19 +174,22 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         latents.
     """
     from lvsa.adapters.install.enable import enable
+    from lvsa.launch.checkpoint.decoding import without_decoding
+    from lvsa.launch.checkpoint.going_on import going_on
+    from lvsa.launch.finish import Denoised, Files
     from lvsa.launch.inputs import call_arguments
-    from lvsa.launch.media.encoder import write_video
     from lvsa.launch.meter import StepTimer, Stopwatch
     from lvsa.launch.progress import progress, showing_phases
     from lvsa.launch.prompts import telling_truncation
-    from lvsa.launch.records.output import with_suffix
     from lvsa.launch.records.record import make_record, rank_facts
-    from lvsa.launch.requests.repeat import tell_repeated
 
     seconds, steps = Stopwatch({"loading": loaded.seconds}), StepTimer(runtime.device)
     config, pipe = job.config, loaded.pipe
     job.request.sampling.set_on(pipe)
-    lvsa = enable(
+    # The first rank decodes; the others are done when the last step is.
+    arguments = call_arguments(job.request, job.adapter, pipe, runtime.first)
+    lvsa = partial(
+        enable,
         pipe,
         num_frames=job.request.num_frames,
         height=job.request.height,
@@ -189,30 +202,28 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         riflex_ratio=config.attention.riflex_ratio if config.attention.riflex else None,
         riflex_k=config.attention.riflex_k if config.attention.riflex else None,
     )
-    with lvsa as session, telling_truncation(pipe), showing_phases(pipe, runtime.first):
+    with (
+        going_on(pipe, job, arguments["generator"], video.checkpoint, runtime) as loop,
+        lvsa() as session,
+        telling_truncation(pipe),
+        showing_phases(pipe, runtime.first),
+        without_decoding(pipe) as latents,
+    ):
+        steps.first = loop.first
         session.clock.listeners.append(steps)
-        # The first rank decodes; the others are done when the last step is.
         with runtime.progress.generation(session, pipe, job.request.steps):
-            frames = pipe(**call_arguments(job.request, job.adapter, pipe, runtime.first)).frames
-    seconds.lap("generation")
+            frames = pipe(**arguments).frames
+    seconds.lap("denoising")
     facts = video.stem.name
     runtime.share(facts, rank_facts(job, session, steps, runtime))
-    if loaded.origins is not None:
-        origins = loaded.origins
-
-        def record_of(file: Path) -> dict[str, Any]:
-            seconds.lap("writing")
-            ranks = runtime.collect(facts)
-            with progress("reading the weights for the record"):
-                known = origins.result()
-            record = make_record(job, session, ranks, seconds.laps, known, file)
-            if video.repeats is not None:
-                tell_repeated(video.repeats, record)
-            return record
-
-        write_video(with_suffix(video.stem, ".mp4"), frames[0], job.request.fps, record_of)
-        logger.info("wrote %s.mp4 and its record %s.json", video.stem, video.stem.name)
-    return frames
+    if loaded.origins is None:
+        return frames
+    with progress("reading the weights for the record"):
+        origins = loaded.origins.result()
+    record = make_record(job, session, runtime.collect(facts), origins, loop.first)
+    denoised = Denoised(record, latents.value, frames)
+    files = Files(video.stem, config, seconds, runtime.progress, video.checkpoint, video.repeats)
+    return files.finish(pipe, denoised)
 
 
 if __name__ == "__main__":

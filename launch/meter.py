@@ -18,10 +18,12 @@ class StepTimer:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.first = 0
+        """The first step that is computed: those before were done by an earlier run."""
         self._marks: list[Any] = []
 
     def __call__(self, step: int) -> None:
-        if step == 0:
+        if step <= self.first:
             self._marks = []
         if self.device.type == "cpu":
             self._marks.append(time.perf_counter())

@@ -89,9 +89,7 @@ class Replication:
         return result
 
 
-def share(
-    value: Any, group: dist.ProcessGroup | None, device: torch.device | str = "cpu"
-) -> Any:
+def share(value: Any, group: dist.ProcessGroup | None, device: torch.device | str = "cpu") -> Any:
     """The first rank's nested value on every rank of a group; tensors travel by themselves.
 
     Args:

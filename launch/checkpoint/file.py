@@ -1,7 +1,6 @@
 """A packed value in one safetensors file, its JSON in the header: written whole or not at all."""
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lvsa.errors import CheckpointError
+from lvsa.launch.checkpoint.header import HEADER
 from lvsa.launch.checkpoint.values import Packed
 from lvsa.launch.records.output import written_whole
-
-HEADER = "lvsa"
-"""Entry of a file's metadata that holds our JSON."""
 
 
 def write(path: Path, packed: Packed, facts: dict[str, Any]) -> None:
@@ -43,23 +40,4 @@ def read(path: Path) -> tuple[Packed, dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return Packed(text["value"], tensors), text["facts"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """The facts in a file's header alone, without torch.
-
-    Raises:
-        CheckpointError: for a file that cannot be read or is not one of ours.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ValueError("it has no header of safetensors")
-            facts: dict[str, Any] = json.loads(
-                json.loads(file.read(length))["__metadata__"][HEADER]
-            )["facts"]
-        return facts
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error

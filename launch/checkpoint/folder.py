@@ -11,15 +11,18 @@ from typing import Any
 
 from lvsa.errors import CheckpointError
 from lvsa.launch.checkpoint import file
+from lvsa.launch.checkpoint.header import read_facts
 from lvsa.launch.checkpoint.identity import Identity, differences
 from lvsa.launch.checkpoint.values import Packed
 from lvsa.launch.records.output import write_record
+from lvsa.launch.records.temporary import remove_abandoned_parts
 
 logger = logging.getLogger(__name__)
 
 FOLDER = ".checkpoints"
 """Folder of all checkpoints, in the output folder. It is gone when no job is unfinished."""
-JOB, INPUTS, STATE, LATENTS = "job.json", "inputs.safetensors", "state.safetensors", "latents.safetensors"
+JOB, INPUTS, STATE = "job.json", "inputs.safetensors", "state.safetensors"
+LATENTS = "latents.safetensors"
 MOST_SHOWN = 4
 """Differences that a message names."""
 
@@ -59,7 +62,7 @@ class CheckpointFolder:
             CheckpointError: for a file that cannot be read.
         """
         state = self.path / STATE
-        return int(file.read_facts(state)["steps"]) if state.is_file() else 0
+        return int(read_facts(state)["steps"]) if state.is_file() else 0
 
     def write_inputs(self, packed: Packed) -> None:
         """What the pipeline encoded and drew, once, before the first state."""
@@ -96,8 +99,7 @@ class CheckpointFolder:
 
     def tidy(self) -> None:
         """Takes away what a job left that was killed while it wrote."""
-        for part in self.path.glob(".*.part.*"):
-            part.unlink(missing_ok=True)
+        remove_abandoned_parts(self.path)
 
     def others(self) -> Iterator[tuple[Path, Mapping[str, Any]]]:
         """Checkpoints under the same name that are of other jobs, and what those are."""

@@ -4,12 +4,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from lvsa.launch.job import Job
-from lvsa.launch.loading.models import ModelSource
 from lvsa.launch.records.output import versions
 from lvsa.launch.requests.existing import settings_of_job
 
@@ -59,7 +58,7 @@ def identity_of(job: Job, name: str, device_type: str) -> Identity:
             "settings": settings,
             "pattern": job.pattern.digest,
             "pipeline": job.source.pipeline_class,
-            "model": job.source.revision or sampled_digest(job.source),
+            "model": job.source.revision or sampled_digest(job.source.folder),
             "device": device_type,
             "versions": {name: major(versions()[name]) for name in PACKAGES},
         }
@@ -72,14 +71,15 @@ def major(version: str) -> str:
     return first if first != "0" else f"{first}.{second}"
 
 
-def sampled_digest(source: ModelSource) -> str:
-    """SHA-256 of a model's files by their names, sizes and both ends; in an instant.
+@cache
+def sampled_digest(folder: Path) -> str:
+    """SHA-256 of the files in a model's folder by their names, sizes and both ends; in an instant.
 
     Weights that were trained on differ at their ends, too.
     """
     found = hashlib.sha256()
-    for path in sorted(path for path in source.folder.rglob("*") if path.is_file()):
-        name = path.relative_to(source.folder)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder)
         if any(part.startswith(".") for part in name.parts):
             continue
         size = path.stat().st_size

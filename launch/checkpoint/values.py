@@ -109,7 +109,9 @@ class _Packer:
             return items if type(value) is list else {"tuple": items}
         if isinstance(value, dict):
             entries = value.items()
-            return {"dict": [[self.plain(k, where), self.plain(v, f"{where}.{k}")] for k, v in entries]}
+            return {
+                "dict": [[self.plain(k, where), self.plain(v, f"{where}.{k}")] for k, v in entries]
+            }
         raise Unsaveable(f"{where.lstrip('.')} is a {type(value).__name__}, which cannot be saved")
 
     def name(self, tensor: Tensor, where: str) -> str:

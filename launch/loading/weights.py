@@ -90,6 +90,16 @@ def load_pipeline(
     return pipe
 
 
+def load_network(
+    source: ModelSource, name: str, dtype: torch.dtype, variant: str | None, allow_pickle: bool
+) -> Any:
+    """One network of a model with its weights, on the CPU; arguments and errors as above."""
+    folder = _weights_folder(source, variant, allow_pickle)
+    cls = dict(networks(source))[name]
+    own_variant = _checked_variant(source, folder / name, variant, allow_pickle)
+    return _load(source, folder, name, cls, dtype, own_variant, allow_pickle)
+
+
 def networks(source: ModelSource) -> Iterator[tuple[str, Any]]:
     """Name and class of each component that has weights."""
     for name, entry in source.index.items():

@@ -22,7 +22,8 @@ from lvsa.launch.records.temporary import held, part_of, remove_abandoned_parts
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "imageio-ffmpeg")
 # What a job writes, side by side under one name.
-SUFFIXES = (".mp4", ".json", ".mask.png")
+LATENTS = ".latents.safetensors"
+SUFFIXES = (".mp4", ".json", ".mask.png", LATENTS)
 LONGEST = max(map(len, SUFFIXES))
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -53,17 +53,15 @@ def make_record(
     job: Job,
     session: LVSASession,
     ranks: list[dict[str, Any]],
-    seconds: dict[str, float],
     origins: dict[str, Any],
-    video: Path,
+    first_step: int,
 ) -> dict[str, Any]:
-    """The record of a finished generation.
+    """The record of denoised latents; that of a video says as well what `finished` adds.
 
     Args:
         ranks: `rank_facts` of all ranks.
-        seconds: parts of the job by name, as the first rank took them.
         origins: code and weights, from `provenance`.
-        video: the file that was written.
+        first_step: that was computed; those before were done by a run that was interrupted.
     """
     grid = job.grid
     sparse, dense = attention_flops(job)
@@ -77,6 +75,7 @@ def make_record(
             "negative_prompt_file": None,
             # Who makes it again has not asked for anything to be replaced.
             "overwrite": False,
+            "fresh": False,
         },
         "model": {
             "pipeline": job.source.pipeline_class,
@@ -87,7 +86,6 @@ def make_record(
         },
         "request": settled(job.request),
         "scheduler": {**scheduler_facts(job.skeleton), "source": job.request.sampling.source},
-        "video": {"sha256": digest(video), "bytes": video.stat().st_size},
         "sequence": {
             "latent_frames": grid.frames,
             "tokens_per_frame": grid.tokens_per_frame,
@@ -100,8 +98,8 @@ def make_record(
         "kv_bytes_per_rank_layer_and_pass_planned": received_bytes(job, job.shards)[
             job.config.processes.exchange
         ],
-        "seconds": seconds,
-        "seconds_per_step_median": round(median(ranks[0]["seconds_per_step"]), 4),
+        "first_step": first_step,
+        "seconds_per_step_median": _median(ranks[0]["seconds_per_step"]),
         "peak_memory_bytes": max(rank["peak_memory_bytes"] for rank in ranks),
         "kv_bytes_received": sum(rank["kv_bytes_received"] for rank in ranks),
         "ranks": ranks,
@@ -109,3 +107,20 @@ def make_record(
         "inputs": input_digests(job.config.video),
         "versions": versions(),
     }
+
+
+def finished(record: dict[str, Any], seconds: dict[str, float], video: Path) -> dict[str, Any]:
+    """The record of a video that was made of latents.
+
+    Args:
+        record: that of the latents.
+        seconds: parts of the job by name, as the first rank took them.
+        video: the file that was written.
+    """
+    file = {"sha256": digest(video), "bytes": video.stat().st_size}
+    return {**record, "video": file, "seconds": seconds}
+
+
+def _median(seconds: list[float]) -> float | None:
+    """None where an interrupted run had done all steps."""
+    return round(median(seconds), 4) if seconds else None

@@ -15,7 +15,7 @@ from lvsa.launch.records.provenance import digest, folder_digests, input_digests
 from lvsa.launch.records.record import settled
 
 # Groups of settings that say where a video is made and kept, not what it shows.
-ELSEWHERE = ("listing", "output", "processes")
+ELSEWHERE = ("listing", "output", "checkpoint", "processes")
 MOST_SHOWN = 6
 """Settings that a message names."""
 
@@ -46,7 +46,7 @@ class Existing:
         if record is None:
             differ = ["no record of it beside it"]
         else:
-            now, then = _settings_of_job(job), _settings_of_record(record)
+            now, then = settings_of_job(job), _settings_of_record(record)
             differ = [
                 f"{name} {then.get(name)!r} (now {now.get(name)!r})"
                 for name in sorted(now.keys() | then.keys())
@@ -87,7 +87,8 @@ def _record_of(video: Path) -> dict[str, Any] | None:
     return record if known else None
 
 
-def _settings_of_job(job: Job) -> dict[str, Any]:
+def settings_of_job(job: Job) -> dict[str, Any]:
+    """All settings that a job's video depends on, as they were settled; of files their digests."""
     files = {name: _sha256(entry) for name, entry in input_digests(job.config.video).items()}
     dtype = str(job.dtype).removeprefix("torch.")
     config = {**_settings(job.config), "revision": job.source.revision, "dtype": dtype}

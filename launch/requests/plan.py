@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from lvsa.errors import LVSAError
+from lvsa.launch.checkpoint.folder import CheckpointFolder
+from lvsa.launch.checkpoint.identity import identity_of
 from lvsa.launch.config import GenerateConfig
 from lvsa.launch.job import Job, Model, make_job
 from lvsa.launch.processes.runtime import Runtime
@@ -34,6 +36,8 @@ class Video:
         config: its settings.
         stem: path of the output, without suffix.
         done: whether it was made before, and stays.
+        checkpoint: where the job keeps what it has of the video, until it is there.
+        denoised: whether all but decoding was done before.
         repeats: record of the video that it is to be made as again.
     """
 
@@ -42,6 +46,8 @@ class Video:
     config: GenerateConfig
     stem: Path
     done: bool
+    checkpoint: CheckpointFolder
+    denoised: bool
     repeats: Mapping[str, Any] | None = None
 
     @property
@@ -77,7 +83,13 @@ def plan_videos(
             if request.repeats is not None:
                 check_repeat(request.repeats, input_digests(config.video), world)
             done = not config.output.overwrite and _there(existing, job, stem)
-            videos.append(Video(number, len(requests), config, stem, done, request.repeats))
+            checkpoint = CheckpointFolder(stem.parent, identity_of(job, stem.name, device.type))
+            denoised = checkpoint.decodes_only and not config.checkpoint.fresh
+            videos.append(
+                Video(
+                    number, len(requests), config, stem, done, checkpoint, denoised, request.repeats
+                )
+            )
         except LVSAError as error:
             if not request.where:
                 raise

@@ -27,7 +27,11 @@ def states_of(name, steps=6):
     torch.manual_seed(0)
     kept, generator, pipe = [], seeded(), pipeline(name)
     loop = DenoisingLoop(
-        pipe, [], [generator], CPU, listener=lambda state, _: kept.append(pack(vars(state())).copied())
+        pipe,
+        [],
+        [generator],
+        CPU,
+        listener=lambda state, _: kept.append(pack(vars(state())).copied()),
     )
     with loop.followed():
         result = denoised(pipe, Model(), generator, steps)

@@ -10,6 +10,7 @@ import torch
 
 from lvsa.errors import CheckpointError
 from lvsa.launch.checkpoint import file
+from lvsa.launch.checkpoint.header import read_facts
 from lvsa.launch.checkpoint.values import Attributes, Unsaveable, pack, unpack
 from tests.support.errors import refuses
 
@@ -32,7 +33,7 @@ VALUES = {
 def through_a_file(value, path: Path):
     file.write(path, pack(value).copied(), {"steps": 3})
     packed, facts = file.read(path)
-    assert facts == file.read_facts(path) == {"steps": 3}
+    assert facts == read_facts(path) == {"steps": 3}
     return unpack(packed, CPU)
 
 
@@ -89,7 +90,7 @@ def test_what_cannot_be_saved_is_named_with_its_place(value, where, what):
 
 
 def test_nothing_in_a_file_runs_code(tmp_path):
-    """Safetensors and JSON: no name of a class or function is ever looked up, but torch's dtypes."""
+    """Safetensors and JSON: no class or function is looked up by a name, but for dtypes."""
     path = tmp_path / "a.safetensors"
     file.write(path, pack({"x": torch.ones(1), "y": Attributes("Path", {"z": 1})}), {})
     header = path.read_bytes()
@@ -117,4 +118,4 @@ def test_a_broken_file_is_named(damage, tmp_path):
         file.read(path)
     if damage != "cut":
         with refuses(CheckpointError, path):
-            file.read_facts(path)
+            read_facts(path)

@@ -1,0 +1,221 @@
+"""From denoised latents to the files of a video: nothing that was denoised is lost on the way.
+
+The latents are on the disk before anything is decoded. Whatever happens then – memory that does
+not suffice, a full disk, a power cut – costs the decoding, which can be done again from the file.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvsa.errors import LVSAError
+from lvsa.launch.checkpoint import file
+from lvsa.launch.checkpoint.decoding import decode
+from lvsa.launch.checkpoint.folder import CheckpointFolder
+from lvsa.launch.checkpoint.values import pack, unpack
+from lvsa.launch.config import GenerateConfig
+from lvsa.launch.job import Model, open_model
+from lvsa.launch.loading.weights import load_network
+from lvsa.launch.media.encoder import check_encoder, write_video
+from lvsa.launch.meter import Stopwatch
+from lvsa.launch.processes.progress import Progress
+from lvsa.launch.processes.runtime import Runtime
+from lvsa.launch.progress import progress
+from lvsa.launch.records.claim import claimed
+from lvsa.launch.records.output import LATENTS, OutputError, output_stem, with_suffix, write_record
+from lvsa.launch.records.record import finished
+from lvsa.launch.requests.plan import Video
+from lvsa.launch.requests.repeat import tell_repeated
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What denoising came to.
+
+    Args:
+        record: of everything so far.
+        latents: as a pipeline gives them to its VAE; None of one that decodes in its own way.
+        frames: of such a pipeline, ``[1, F, H, W, 3]`` in 0 … 1.
+    """
+
+    record: dict[str, Any]
+    latents: Tensor | None
+    frames: Any = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that a video comes to, and what is told of them on the way.
+
+    Args:
+        stem: path of the output, without suffix.
+        config: what is asked for: a video, its latents, or both.
+        seconds: that the job took so far, by parts.
+        progress: told of the phases of the work.
+        checkpoint: where latents wait until the rest is done; it is removed then.
+        repeats: record of the video that this one is to be made as again.
+    """
+
+    stem: Path
+    config: GenerateConfig
+    seconds: Stopwatch
+    progress: Progress
+    checkpoint: CheckpointFolder | None = None
+    repeats: Mapping[str, Any] | None = None
+
+    def finish(self, pipe: Any, denoised: Denoised) -> Any:
+        """Makes them of what was denoised.
+
+        Args:
+            pipe: with the VAE and the video processor of the model.
+
+        Returns:
+            The video ``[1, F, H, W, 3]`` in 0 … 1; None where latents are all that is asked for.
+
+        Raises:
+            LVSAError: where latents are asked for, and the pipeline shows none.
+        """
+        latents, frames, checkpoint = denoised.latents, denoised.frames, self.checkpoint
+        wanted = wants_latents(self.config)
+        if wanted and latents is None:
+            raise LVSAError(
+                f"--output latents, --keep-latents: {type(pipe).__name__} decodes in its own way, "
+                "and its latents cannot be had"
+            )
+        if latents is not None and checkpoint is not None and not checkpoint.decodes_only:
+            keep(latents, denoised.record, checkpoint, needed=wanted)
+        if self.config.output.output == "latents":
+            record = {**denoised.record, "seconds": self.seconds.laps}
+            write_record(with_suffix(self.stem, ".json"), record)
+            frames = None
+        else:
+            if latents is not None:
+                self.progress.enter("decoding")
+                with progress("decoding"):
+                    frames = decode(pipe, latents)
+                self.seconds.lap("decoding")
+            self.write(frames, denoised.record)
+        if checkpoint is not None:
+            tidy_up(checkpoint, self.stem, self.config)
+        return frames
+
+    def write(self, frames: Any, record: dict[str, Any]) -> None:
+        """Writes a decoded video ``[1, F, H, W, 3]`` and its record."""
+
+        def record_of(video: Path) -> dict[str, Any]:
+            self.seconds.lap("writing")
+            whole = finished(record, self.seconds.laps, video)
+            if self.repeats is not None:
+                tell_repeated(self.repeats, whole)
+            return whole
+
+        self.progress.enter("writing")
+        fps = record["request"]["fps"]
+        write_video(with_suffix(self.stem, ".mp4"), frames[0], fps, record_of)
+        logger.info("wrote %s.mp4 and its record %s.json", self.stem, self.stem.name)
+
+
+def wants_latents(config: GenerateConfig) -> bool:
+    """Whether latents are to lie beside the video, or in its place."""
+    return config.output.output == "latents" or config.checkpoint.keep_latents
+
+
+def keep(
+    latents: Tensor, record: dict[str, Any], checkpoint: CheckpointFolder, needed: bool
+) -> None:
+    """Writes latents into a checkpoint.
+
+    Raises:
+        OutputError: where they cannot be written and are needed; else this is only said.
+    """
+    try:
+        checkpoint.write_latents(pack({"latents": latents.cpu()}).copied(), record)
+    except OutputError as error:
+        if needed:
+            raise
+        logger.warning("the latents are not kept, and decoding goes on: %s", error)
+
+
+def tidy_up(checkpoint: CheckpointFolder, stem: Path, config: GenerateConfig) -> None:
+    """Takes away the checkpoint of what is done; latents that were asked for leave it before."""
+    if wants_latents(config) and checkpoint.decodes_only:
+        target = with_suffix(stem, LATENTS)
+        os.replace(checkpoint.latents, target)
+        logger.info("wrote %s", target)
+    checkpoint.remove()
+
+
+def decode_kept(model: Model, video: Video, runtime: Runtime) -> Any:
+    """Finishes a video whose denoising was done by a job that was interrupted after it."""
+    seconds = Stopwatch()
+    runtime.progress.enter("loading")
+    denoised = read_latents(video.checkpoint.latents, runtime.device)
+    pipe = decoder(model, video.config, denoised.latents)
+    seconds.lap("loading")
+    files = Files(
+        video.stem, video.config, seconds, runtime.progress, video.checkpoint, video.repeats
+    )
+    return files.finish(pipe, denoised)
+
+
+def decode_file(path: Path, config: GenerateConfig, runtime: Runtime) -> Any:
+    """Makes a video of a file of latents, for --decode.
+
+    Raises:
+        LVSAError: on several ranks, for a file that holds no latents, or where there is a video of
+            that name and no --overwrite.
+    """
+    if runtime.world > 1:
+        raise LVSAError(f"--decode runs on one process, and {runtime.world} were started")
+    stem = output_stem(config.output.output_dir, config.output.output_name or "")
+    video = with_suffix(stem, ".mp4")
+    if video.exists() and not config.output.overwrite:
+        raise LVSAError(
+            f"{video} is there already; --overwrite replaces it, --output-name gives another name"
+        )
+    check_encoder()
+    seconds = Stopwatch()
+    runtime.progress.enter("loading")
+    denoised = read_latents(path, runtime.device)
+    model = open_model(config)
+    made_by = denoised.record["model"]["pipeline"]
+    model = replace(model, source=replace(model.source, loaded_as=made_by))
+    # The same settings, but for where the video lies.
+    moved = {"output_dir": str(stem.parent), "output_name": stem.name}
+    record = {**denoised.record, "config": {**denoised.record["config"], **moved}}
+    pipe = decoder(model, config, denoised.latents)
+    seconds.lap("loading")
+    with claimed(stem):
+        files = Files(stem, config, seconds, runtime.progress)
+        return files.finish(pipe, replace(denoised, record=record))
+
+
+def read_latents(path: Path, device: torch.device) -> Denoised:
+    """Latents from a file, on a device.
+
+    Raises:
+        CheckpointError: for a file that is none of ours, or broken.
+    """
+    packed, facts = file.read(path)
+    return Denoised(facts["record"], unpack(packed, device)["latents"].to(device))
+
+
+def decoder(model: Model, config: GenerateConfig, latents: Tensor | None) -> Any:
+    """What decodes latents: the model's VAE, in their dtype and on their device, and no more."""
+    assert latents is not None, "read from a file that holds some"
+    options = config.model
+    vae = load_network(
+        model.source, "vae", latents.dtype, options.variant, options.allow_pickle
+    ).to(latents.device)
+    if model.adapter.tiled_vae:
+        vae.enable_tiling()
+    return SimpleNamespace(vae=vae, video_processor=model.skeleton.video_processor)
