@@ -153,8 +153,9 @@ class DenoisingLoop:
                 wrap_method(transformer, "forward", self._idling(transformer.forward, shape))
             )
             if "_compiled_call_impl" in vars(transformer):
-                # What torch.compile made calls no `forward`; it comes back with the rest.
-                self._idle.callback(wrap_method(transformer, "_compiled_call_impl", None))
+                # What torch.compile made calls no `forward` that is put there now.
+                uncompiled = transformer._call_impl
+                self._idle.callback(wrap_method(transformer, "_compiled_call_impl", uncompiled))
 
     def _idling(self, forward: Callable[..., Any], shape: torch.Size) -> Callable[..., Any]:
         @functools.wraps(forward)

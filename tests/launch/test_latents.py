@@ -1,0 +1,184 @@
+"""Latents are on the disk before they are decoded; what goes wrong then costs the decoding."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from lvsa.errors import CheckpointError, LVSAError
+from lvsa.launch.arguments import parse
+from lvsa.launch.checkpoint import file
+from lvsa.launch.checkpoint.values import pack
+from lvsa.launch.loading import weights
+from lvsa.launch.media import encoder
+from lvsa.launch.media.ffmpeg import FFmpegError
+from lvsa.launch.records.output import OutputError
+from tests.support.errors import refuses
+from tests.support.launched import launched, python
+from tests.support.ranks import RankFailed, run_ranks
+from tests.support.tiny import saved, wan_pipeline
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(saved(wan_pipeline(), tmp_path_factory.mktemp("model") / "wan"))
+
+
+def flags(model, folder, *more):
+    return [
+        "--model", model, "--prompt", "a red circle", "--steps", "2", "--guidance", "3",
+        "--num-frames", "17", "--height", "32", "--width", "48", "--output-dir", str(folder),
+        "--output-name", "clip", "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    launched(0, 1, flags(model, folder))
+    return (folder / "clip.mp4").read_bytes()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def kept(folder):
+    """Files of the one checkpoint that there is."""
+    (path,) = (folder / ".checkpoints").iterdir()
+    return names(path)
+
+
+def no_network(*_, **__):
+    raise AssertionError("only the VAE is needed")
+
+
+def test_latents_first_and_the_video_another_day(model, undisturbed, tmp_path, monkeypatch):
+    run_once(flags(model, tmp_path, "--output", "latents"))
+    assert names(tmp_path) == ["clip.json", "clip.latents.safetensors"]
+    monkeypatch.setattr(weights, "load_pipeline", no_network)
+    given = ["--decode", str(tmp_path / "clip.latents.safetensors")]
+    done = python([*given, "--output-name", "later"])
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "later.mp4").read_bytes() == undisturbed
+    before, after = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("clip", "later"))
+    assert after["config"] == {**before["config"], "output_name": "later"}
+    assert after["pattern"] == before["pattern"] and after["ranks"] == before["ranks"]
+    # A video that is there stays.
+    again = python([*given, "--output-name", "later"])
+    assert again.returncode == 2 and "later.mp4" in again.stderr and "--overwrite" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def test_latents_beside_the_video(model, undisturbed, tmp_path):
+    launched(0, 1, flags(model, tmp_path, "--keep-latents"))
+    assert names(tmp_path) == ["clip.json", "clip.latents.safetensors", "clip.mp4"]
+    assert (tmp_path / "clip.mp4").read_bytes() == undisturbed
+    config = parse(["--decode", str(tmp_path / "clip.latents.safetensors"), "--fps", "7"])
+    assert (config.video.prompt, config.video.fps) == ("a red circle", 7)
+    assert not config.checkpoint.keep_latents, "that was the other job's"
+
+
+def memory(*_, **__):
+    raise torch.OutOfMemoryError("no room")
+
+
+def encoder_fails(*_, **__):
+    raise FFmpegError("killed")
+
+
+@pytest.mark.parametrize("what", ["memory", "encoder"])
+def test_a_failure_after_denoising_costs_the_decoding(what, model, undisturbed, tmp_path):
+    patches = {
+        "memory": (AutoencoderKLWan, "_decode", memory, torch.OutOfMemoryError),
+        "encoder": (encoder, "_encode", encoder_fails, OutputError),
+    }
+    owner, name, failing, error = patches[what]
+    check = encoder.check_encoder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "check_encoder", lambda: None)
+        patch.setattr(owner, name, failing)
+        with pytest.raises(error):
+            launched(0, 1, flags(model, tmp_path))
+    assert encoder.check_encoder is check
+    assert names(tmp_path) == [".checkpoints"]
+    assert kept(tmp_path) == ["job.json", "latents.safetensors"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "load_pipeline", no_network)
+        run_once(flags(model, tmp_path))
+    assert names(tmp_path) == ["clip.json", "clip.mp4"]
+    assert (tmp_path / "clip.mp4").read_bytes() == undisturbed
+    record = json.loads((tmp_path / "clip.json").read_text())
+    assert len(record["ranks"][0]["seconds_per_step"]) == 2
+
+
+def run_once(arguments):
+    """The launcher where it may come to no denoising."""
+    from lvsa.launch import generate
+    from lvsa.launch.processes.runtime import Runtime
+    from lvsa.launch.requests.lists import requests_of
+
+    generate.run(requests_of(parse(arguments)), Runtime(0, 1, torch.device("cpu")))
+
+
+def killed_while_decoding(rank, world, arguments):
+    def killed(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    AutoencoderKLWan._decode = killed
+    launched(rank, world, arguments)
+
+
+def test_killed_while_decoding(model, undisturbed, tmp_path):
+    with pytest.raises(RankFailed):
+        run_ranks(2, killed_while_decoding, flags(model, tmp_path))
+    assert kept(tmp_path) == ["job.json", "latents.safetensors"]
+    run_once(flags(model, tmp_path, "--keep-latents"))
+    assert names(tmp_path) == ["clip.json", "clip.latents.safetensors", "clip.mp4"]
+
+
+def test_killed_between_the_video_and_the_end(model, tmp_path, monkeypatch):
+    """What is there is not made again, and its checkpoint goes."""
+    from lvsa.launch import finish
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "tidy_up", no_network)
+        with pytest.raises(AssertionError):
+            launched(0, 1, flags(model, tmp_path))
+    assert names(tmp_path) == [".checkpoints", "clip.json", "clip.mp4"]
+    monkeypatch.setattr(weights, "load_pipeline", no_network)
+    run_once(flags(model, tmp_path))
+    assert names(tmp_path) == ["clip.json", "clip.mp4"]
+
+
+@pytest.mark.parametrize("content", ["nothing", "a checkpoint", "another safetensors file"])
+def test_files_that_hold_no_latents(content, tmp_path):
+    path = tmp_path / "x.safetensors"
+    if content == "nothing":
+        path.write_bytes(b"")
+    elif content == "a checkpoint":
+        file.write(path, pack(torch.ones(1)), {"steps": 3})
+    else:
+        from safetensors.torch import save_file
+
+        save_file({"a": torch.ones(1)}, path)
+    with refuses(CheckpointError, path):
+        parse(["--decode", str(path)])
+
+
+def test_what_decoding_is_refused_with(model, tmp_path):
+    run_once(flags(model, tmp_path, "--output", "latents"))
+    path = str(tmp_path / "clip.latents.safetensors")
+    with refuses(LVSAError, "--config", "--decode"):
+        parse(["--decode", path, "--config", str(tmp_path / "clip.json")])
+    with refuses(LVSAError, "--decode", 2):
+        parse(["--decode", path, "--decode", path])
+    run_ranks(2, refused_on_several, ["--decode", path])
+
+
+def refused_on_several(rank, world, arguments):
+    with refuses(LVSAError, "--decode", 2):
+        launched(rank, world, arguments)
