@@ -60,6 +60,7 @@ class Keeper:
         self.folder, self.inputs = folder, inputs
         self.pace = Pace(seconds, last=time.perf_counter())
         self._writing: Later[float] | None = None
+        self._copies: Packed | None = None
         self._over = self._complained = False
 
     def keep(self, state: Callable[[], LoopState], device: torch.device) -> None:
@@ -84,7 +85,9 @@ class Keeper:
         if not self.pace.due(packed.bytes + (0 if inputs is None else inputs.bytes), began):
             return
         self.wait()
-        packed, inputs = packed.copied(), None if inputs is None else inputs.copied()
+        # New memory costs more than the copy into it.
+        packed = self._copies = packed.copied(self._copies)
+        inputs = None if inputs is None else inputs.copied()
         arrived = None
         if device.type != "cpu":
             arrived = torch.Event(device)

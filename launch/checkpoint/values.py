@@ -40,13 +40,18 @@ class Packed:
         """Size of all tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
-    def copied(self) -> "Packed":
+    def copied(self, over: "Packed | None" = None) -> "Packed":
         """The same with copies of the tensors on the CPU, which may still be on their way there.
 
         An accelerator's stream is not waited for: see `torch.Event`.
+
+        Args:
+            over: earlier copies that are needed no more, whose memory is taken where it fits.
         """
         # Each by itself: some are views of others, which safetensors does not write.
-        return Packed(self.plain, {name: _copied(x) for name, x in self.tensors.items()})
+        free = {} if over is None else over.tensors
+        copies = {name: _copied(x, free.get(name)) for name, x in self.tensors.items()}
+        return Packed(self.plain, copies)
 
 
 def pack(value: Any) -> Packed:
@@ -71,8 +76,10 @@ def unpack(packed: Packed, device: torch.device) -> Any:
     return _value(packed, packed.plain, device)
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def _copied(tensor: Tensor, over: Tensor | None) -> Tensor:
     tensor = tensor.detach()
+    if over is not None and (over.shape, over.dtype) == (tensor.shape, tensor.dtype):
+        return over.copy_(tensor, non_blocking=True)
     if tensor.device.type == "cpu":
         return tensor.clone(memory_format=torch.contiguous_format)
     return tensor.contiguous().to("cpu", non_blocking=True)

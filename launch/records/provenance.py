@@ -37,7 +37,8 @@ class Later(Generic[Result]):
             except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
                 self._future.set_exception(error)
 
-        threading.Thread(target=run, daemon=True).start()
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
 
     def done(self) -> bool:
         """Whether it is over."""
@@ -45,6 +46,8 @@ class Later(Generic[Result]):
 
     def result(self) -> Result:
         """What the work returned; raises what it raised."""
+        # A thread that still frees its tensors when the interpreter ends would abort the process.
+        self._thread.join()
         return self._future.result()
 
 
