@@ -3,6 +3,7 @@
 #   make generate   a video on two processes, into outputs/
 #   make test       the tests
 #   make check      lint, types and tests
+#   make test-slurm     the batch scripts on a real Slurm of two nodes on this host; needs root
 #   make test-serving   the tests that need vLLM-Omni, in an environment of their own
 #   make bench      attention, dense against sparse
 #   make gpu        tests and benchmarks that need CUDA
@@ -29,7 +30,7 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 export TOKENIZERS_PARALLELISM := false
 export VIRTUAL_ENV := $(abspath $(VENV))
 
-.PHONY: install generate test lint types check test-serving lock-serving bench gpu clean
+.PHONY: install generate test lint types check test-slurm test-serving lock-serving bench gpu clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +49,13 @@ generate: install
 
 test: install
 	$(BIN)/python -m pytest
+
+test-slurm: install
+	@command -v slurmctld munged >/dev/null || { set -ex; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get install -y --no-install-recommends slurm-wlm munge || { apt-get update && \
+	  apt-get install -y --no-install-recommends slurm-wlm munge; }; }
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: install
 	$(BIN)/ruff check .

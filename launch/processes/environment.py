@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvsa.errors import LVSAError
+from lvsa.launch.processes.slurm import first_node_address
 
 TORCHRUN = "start it with torchrun: torchrun --nproc_per_node=GPUS launch/generate.py …"
 # Where the first rank listens, unless MASTER_PORT says otherwise: torchrun's default, and the
@@ -162,8 +163,8 @@ def _first_rank(launcher: Launcher, world: int, environment: Mapping[str, str]) 
     one_node = environment.get(launcher.nodes) == "1" or environment.get(
         launcher.local_world
     ) == str(world)
-    if address is None and one_node:
-        address = "127.0.0.1"
+    if address is None:
+        address = "127.0.0.1" if one_node else first_node_address(environment)
     if address is None or (port is None and launcher is TORCH):
         raise LVSAError(
             f"{launcher.command} started {world} processes, but MASTER_ADDR and MASTER_PORT do not "

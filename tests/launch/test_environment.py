@@ -105,3 +105,34 @@ def test_numbers_that_contradict_one_another():
 def test_the_rank_for_messages_is_told_without_an_error():
     assert rank_of(TORCHRUN) == 9 and rank_of(SRUN) == 3 and rank_of({}) == 0
     assert rank_of({"RANK": "x"}) == 0
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """Puts a script in the place of Slurm's scontrol; tests/slurm asks the real one."""
+
+    def install(text):
+        path = tmp_path / "scontrol"
+        path.write_text("#!/bin/sh\n" + text)
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+    return install
+
+
+ON_NODES = {**SRUN, "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[9-10]"}
+
+
+def test_srun_on_several_nodes(scontrol):
+    scontrol('case "$2 $3" in "hostnames n[9-10]") printf "n9\\nn10\\n";; '
+             '"node n9") echo "NodeName=n9 NodeAddr=10.0.0.9 NodeHostName=n9";; esac')  # fmt: skip
+    assert place_of(ON_NODES).address == "10.0.0.9"
+    assert place_of({**ON_NODES, "MASTER_ADDR": "node7"}).address == "node7"
+
+
+def test_srun_on_several_nodes_without_addresses(scontrol):
+    scontrol('[ "$2" = hostnames ] && printf "n9\\nn10\\n"')
+    assert place_of(ON_NODES).address == "n9"
+    scontrol("exit 1")
+    with refuses(LVSAError, "srun", 4, "MASTER_ADDR"):
+        place_of(ON_NODES)
