@@ -77,6 +77,8 @@ class ListConfig:
     width, fps, steps, guidance, strength, lvsa."""
     seeds: tuple[int, ...] = ()
     """Seeds, in place of --seed: a video for each of them."""
+    share: str | None = None
+    """Part of the list that this job makes: 0/4 to 3/4 for the first to the last of four jobs."""
     from_record: Path | None = None
     """Record of a video to make again (also --from): with its settings, beside it as NAME-again,
     and it is said whether the bits are the same."""

@@ -19,6 +19,7 @@ from lvsa.launch.processes.environment import Place
 from lvsa.launch.processes.reporting import SomeFailed, run_reporting
 from lvsa.launch.processes.watch import watched
 from lvsa.launch.requests.lists import Request, requests_of
+from lvsa.launch.requests.share import share_of
 
 if TYPE_CHECKING:
     from lvsa.launch.job import Job
@@ -36,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def work(place: Place) -> None:
         config = parse(argv, quiet=not place.first)
-        requests = requests_of(config)
+        requests = share_of(requests_of(config), config.listing.share)
+        if not requests:
+            logger.info("--share %s of this list is empty", config.listing.share)
+            return
         with watched(place, config.processes.log_dir) as watch:
             from lvsa.launch.processes.runtime import start
 
