@@ -7,7 +7,7 @@ import io
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -91,9 +91,13 @@ def _defaults(arguments: Sequence[str]) -> GenerateConfig:
     latents = option == "--decode"
     settings = settings_of_latents(path) if latents else read_settings(path, option)
     try:
-        return GenerateConfig.from_dict(settings)
+        defaults = GenerateConfig.from_dict(settings)
     except LVSAError as error:
         raise LVSAError(f"{option} {path}: {error}") from None
+    if any(argument.partition("=")[0] == flag("lora") for argument in arguments):
+        # Repeated flags add up among themselves; those of a file are overridden like others.
+        return replace(defaults, model=replace(defaults.model, lora=()))
+    return defaults
 
 
 def _by_our_name(argument: str) -> str:

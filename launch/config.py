@@ -17,6 +17,7 @@ from lvsa.launch.fields import Range, built, check, converted, flattened, plain
 from lvsa.settings import LVSASettings
 
 ExchangeName = Literal["needed", "ring", "all_gather"]
+OffloadName = Literal["none", "model", "group"]
 DeviceName = Literal["auto", "cpu", "cuda", "npu", "xpu", "mps"]
 OutputName = Literal["video", "latents"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -98,6 +99,9 @@ class ModelConfig:
     """Also read pickled weights, which can run code of whoever made them."""
     dtype: DtypeName = "auto"
     """Number format of the weights. auto: bfloat16 on an accelerator, float32 on the CPU."""
+    lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """FILE_OR_ID[:SCALE][:high|low], once for each LoRA: a file, a folder or a hub id (org/name, or
+    org/name/FILE), merged at this scale (1) into one expert of a model with two, or into all."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,23 @@ class AttentionConfig:
 
 
 @dataclass(frozen=True)
+class TuningConfig:
+    """What makes it fit into memory, and faster."""
+
+    offload: OffloadName = "none"
+    """Keep weights in the CPU's memory and bring them to the device to compute: one whole model at
+    a time, or a group of layers at a time."""
+    vae_tiling: bool = False
+    """Encode and decode in tiles, in much less memory; seams may show."""
+    compile: bool = False
+    """Compile the transformer's blocks (torch.compile): minutes at first, faster steps then."""
+    cache: str | None = None
+    """NAME[:NUMBER], a step cache of diffusers: it skips what hardly changes, and makes another
+    video. first-block[:THRESHOLD] (0.05), taylorseer[:STEPS] (5), sea[:THRESHOLD] (0.25),
+    pyramid[:STEPS] (2)."""
+
+
+@dataclass(frozen=True)
 class OutputConfig:
     """What is written, and where."""
 
@@ -158,6 +179,9 @@ class OutputConfig:
     """What is made: the video, or its latents alone, which --decode makes a video of."""
     show_mask: bool = False
     """Also save a picture of the attention pattern (PNG)."""
+    profile: Annotated[int | None, Range(1, 100)] = None
+    """Also write a trace of so many denoising steps from every rank (torch.profiler), with the
+    phases attention, exchange and rest."""
     dry_run: bool = False
     """Load no weights: print the plan and save the picture."""
 
@@ -212,6 +236,7 @@ class GenerateConfig:
     model: ModelConfig = ModelConfig()
     sampling: SamplingConfig = SamplingConfig()
     attention: AttentionConfig = AttentionConfig()
+    tuning: TuningConfig = TuningConfig()
     output: OutputConfig = OutputConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     processes: ProcessesConfig = ProcessesConfig()

@@ -1,7 +1,7 @@
 """Frozen dataclasses of plain settings, nested by subject: flattened, built and checked by field.
 
-A field is a `str`, `bool`, `int`, `float`, `Path`, `Literal` or tuple of whole numbers, or one of
-these or None. Names are unique among all groups, so that they need no path.
+A field is a `str`, `bool`, `int`, `float`, `Path`, `Literal` or tuple of whole numbers or texts, or
+one of these or None. Names are unique among all groups, so that they need no path.
 """
 
 import math
@@ -88,9 +88,10 @@ def converted(name: str, value: Any, hint: Any) -> Any:
             return value
         wanted = f"one of {', '.join(options)}"
     elif get_origin(hint) is tuple:
-        if isinstance(value, list | tuple) and all(type(item) is int for item in value):
+        item = options[0]
+        if isinstance(value, list | tuple) and all(type(x) is item for x in value):
             return tuple(value)
-        wanted = "a list of whole numbers"
+        wanted = "a list of whole numbers" if item is int else "a list of texts"
     else:
         # Not isinstance: True is an int, and no number of frames.
         if type(value) is hint:
@@ -112,8 +113,9 @@ def check(field: Field) -> None:
     name, value, hint = flag(field.name), field.value, field.hint
     if isinstance(value, float) and not math.isfinite(value):
         raise LVSAError(f"{name} is {value}; it must be a finite number")
-    if isinstance(value, str | Path) and not _is_text(str(value)):
-        raise LVSAError(f"{name} is {str(value)!r}; it must be UTF-8 without NUL characters")
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str | Path) and not _is_text(str(text)):
+            raise LVSAError(f"{name} is {str(text)!r}; it must be UTF-8 without NUL characters")
     for allowed in getattr(hint, "__metadata__", ()):
         if isinstance(allowed, Range) and value is not None:
             low, high = allowed

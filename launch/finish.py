@@ -216,6 +216,6 @@ def decoder(model: Model, config: GenerateConfig, latents: Tensor | None) -> Any
     vae = load_network(
         model.source, "vae", latents.dtype, options.variant, options.allow_pickle
     ).to(latents.device)
-    if model.adapter.tiled_vae:
+    if model.adapter.tiled_vae or config.tuning.vae_tiling:
         vae.enable_tiling()
     return SimpleNamespace(vae=vae, video_processor=model.skeleton.video_processor)

@@ -22,7 +22,7 @@ from lvsa.launch.requests.lists import Request, requests_of
 from lvsa.launch.requests.share import share_of
 
 if TYPE_CHECKING:
-    from lvsa.launch.job import Job
+    from lvsa.launch.job import Job, Model
     from lvsa.launch.processes.runtime import Runtime
     from lvsa.launch.records.provenance import Later
     from lvsa.launch.requests.plan import Video
@@ -116,7 +116,7 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     runtime.on_first(lambda: check_unclaimed(to_make[0].stem))
     job = job_of(to_make[0].config, model, runtime)
     tell(job, to_make[0].stem, said, runtime.first)
-    loaded = None if all(video.denoised for video in to_make) else load(job, runtime)
+    loaded = None if all(video.denoised for video in to_make) else load(job, model, runtime)
 
     def make(video: "Video") -> None:
         of_video = job if video is to_make[0] else job_of(video.config, model, runtime)
@@ -144,12 +144,13 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
         raise SomeFailed(f"{len(failed)} of {len(videos)} videos failed: {', '.join(failed)}")
 
 
-def load(job: "Job", runtime: "Runtime") -> Loaded:
-    """The model's weights on every rank's device."""
+def load(job: "Job", model: "Model", runtime: "Runtime") -> Loaded:
+    """The model's weights on every rank's device, with what is done to them before LVSA comes."""
     from lvsa.launch.loading.weights import load_pipeline
     from lvsa.launch.meter import Stopwatch
     from lvsa.launch.progress import progress
     from lvsa.launch.records.provenance import Later, provenance
+    from lvsa.launch.tuning.prepare import prepare
 
     seconds, options = Stopwatch(), job.config.model
     runtime.progress.enter("loading")
@@ -164,9 +165,12 @@ def load(job: "Job", runtime: "Runtime") -> Loaded:
                 allow_pickle=options.allow_pickle,
             )
         )
-        pipe.to(runtime.device)
+        transformers = job.adapter.transformers(pipe)
+        runtime.together(
+            lambda: prepare(pipe, job.config.tuning, model.loras, transformers, runtime.device)
+        )
     pipe.set_progress_bar_config(disable=not runtime.first, desc="denoising", unit="step")
-    origins = Later(lambda: provenance(job.source)) if runtime.first else None
+    origins = Later(lambda: provenance(job.source, model.loras)) if runtime.first else None
     return Loaded(pipe, origins, seconds.lap("loading"))
 
 
@@ -183,6 +187,7 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
     from lvsa.launch.finish import Denoised, Files
     from lvsa.launch.inputs import call_arguments
     from lvsa.launch.meter import StepTimer, Stopwatch
+    from lvsa.launch.profiling import StepProfile
     from lvsa.launch.progress import progress, showing_phases
     from lvsa.launch.prompts import telling_truncation
     from lvsa.launch.records.record import make_record, rank_facts
@@ -215,11 +220,17 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
     ):
         steps.first = loop.first
         session.clock.listeners.append(steps)
+        traced = config.output.profile and StepProfile(
+            session, config.output.profile, range(loop.first, job.request.steps), runtime.device
+        )
         with runtime.progress.generation(session, pipe, job.request.steps):
             frames = pipe(**arguments).frames
     seconds.lap("denoising")
     facts = video.stem.name
-    runtime.share(facts, rank_facts(job, session, steps, runtime))
+    mine = rank_facts(job, session, steps, runtime)
+    if traced:
+        mine["profile"] = traced.write(video.stem, runtime.rank)
+    runtime.share(facts, mine)
     if loaded.origins is None:
         return frames
     with progress("reading the weights for the record"):

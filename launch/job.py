@@ -17,8 +17,11 @@ from lvsa.hardware import find_hardware
 from lvsa.launch.config import GenerateConfig
 from lvsa.launch.inputs import FILES, Request, call_arguments, make_request
 from lvsa.launch.kernel import kernel_for
+from lvsa.launch.loading.lora import FoundLoRA, check_loras
 from lvsa.launch.loading.models import ModelSource, find_model
 from lvsa.launch.loading.skeleton import BROKEN_CONFIG, defaults_for, skeleton_pipeline
+from lvsa.launch.profiling import check_profile
+from lvsa.launch.tuning.prepare import check_tuning
 from lvsa.pattern import FrameMatrices, Pattern, dense
 from lvsa.shards import FrameGrid, Shards
 
@@ -32,12 +35,14 @@ class Model:
     Args:
         skeleton: its pipeline with the networks on the meta device.
         defaults: of its videos; None where it is not known.
+        loras: to merge into its weights.
     """
 
     source: ModelSource
     adapter: ModelAdapter
     skeleton: Any
     defaults: Defaults | None
+    loras: tuple[FoundLoRA, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Job:
         skeleton: the model's pipeline with its networks on the meta device.
         pattern: dense without --lvsa.
         dtype: of the weights.
+        device: of this process.
         kernel: what computes the attention on this machine, or that nothing does, in words.
         world: ranks that share the video.
     """
@@ -60,6 +66,7 @@ class Job:
     grid: FrameGrid
     pattern: Pattern
     dtype: torch.dtype
+    device: torch.device
     kernel: str
     world: int
 
@@ -102,7 +109,8 @@ def open_model(config: GenerateConfig) -> Model:
     """A model's configs, as a pipeline that loads no weights.
 
     Raises:
-        LVSAError: for a model that is not there, not known, or whose configs are broken.
+        LVSAError: for a model that is not there, not known, or whose configs are broken; for a LoRA
+            or a cache that is not for it.
     """
     source = find_model(config.model.model, config.model.revision)
     adapter = adapter_for(source.pipeline_class)
@@ -112,7 +120,9 @@ def open_model(config: GenerateConfig) -> Model:
         source = replace(source, loaded_as=wanted)
     skeleton = skeleton_pipeline(source)
     _check_geometry(source, adapter, skeleton)
-    return Model(source, adapter, skeleton, defaults_for(source, adapter, skeleton))
+    check_tuning(config.tuning, skeleton)
+    loras = check_loras(config.model.lora, skeleton, adapter.transformers(skeleton))
+    return Model(source, adapter, skeleton, defaults_for(source, adapter, skeleton), loras)
 
 
 def _given(config: GenerateConfig) -> str:
@@ -166,6 +176,7 @@ def make_job(
     request.sampling.set_on(skeleton)
     call_arguments(request, adapter, skeleton, first_rank=True)
     _check_steps(request.steps, skeleton.scheduler)
+    check_profile(config.output.profile, request.steps)
     grid = adapter.grid(request.num_frames, request.height, request.width, skeleton)
     job = Job(
         config=config,
@@ -176,6 +187,7 @@ def make_job(
         grid=grid,
         pattern=reached(_pattern(config, adapter, skeleton, request, grid), request.steps),
         dtype=dtype,
+        device=device,
         kernel=kernel,
         world=world,
     )

@@ -6,6 +6,7 @@ from lvsa.adapters.install.rope_patch import check_riflex, without_change
 from lvsa.launch import sampling
 from lvsa.launch.config import ProcessesConfig
 from lvsa.launch.job import Job, riflex_options
+from lvsa.launch.tuning.prepare import tuning_without_effect
 from lvsa.settings import flag
 
 
@@ -40,6 +41,7 @@ def without_effect(job: Job) -> list[str]:
             "--riflex-k: needs --riflex",
         ),
         *_riflex_changes_nothing(job),
+        *tuning_without_effect(config, steps, job.device, job.adapter.tiled_vae),
         *sampling.without_effect(config.sampling, job.skeleton, guidance, steps),
         (video.strength is not None and video.video is None, "--strength: needs --video"),
         (

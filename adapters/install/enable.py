@@ -126,7 +126,11 @@ def enable(
     attention = LVSAttention(
         group=ranks.frames, heads=ranks.heads, exchange=exchange, backend=backend, device=device
     )
-    session = LVSASession(adapter, attention, transformers, group)
+    deciding = group
+    if adapter.guidance_style == "calls":
+        # A pass on ranks of its own has caches of its own; half of a batch has not.
+        deciding = None if ranks.sequence is None else ranks.sequence.get_group()
+    session = LVSASession(adapter, attention, transformers, group, deciding)
     try:
         session.hold(pipe)
         session.undo_later(partial(forget_compiled, transformers.values()))

@@ -31,6 +31,7 @@ class LVSASession:
             forward.
         transformers: the pipeline's transformers by attribute name, as they were found.
         group: all ranks that make the video; None for one process.
+        deciding: those that hold parts of what one process has in one forward of a transformer.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class LVSASession:
         attention: LVSAttention,
         transformers: dict[str, nn.Module],
         group: dist.ProcessGroup | None = None,
+        deciding: dist.ProcessGroup | None = None,
     ) -> None:
         self.adapter, self.attention, self.transformers = adapter, attention, transformers
-        self.group = group
+        self.group, self.deciding = group, deciding
         self.clock = StepClock(self._set_step)
         self.finite = FiniteCheck()
         """Holds the latents of every step against infinity and not-a-number."""

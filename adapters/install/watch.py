@@ -107,7 +107,7 @@ class ForwardHook:
         check_processors(session, transformer)
         if first:
             # Here, so that a cache may be enabled before LVSA or after.
-            for undo in share_decisions(transformer, group):
+            for undo in share_decisions(transformer, session.deciding):
                 session.undo_later(undo)
             tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
             check_replicated(tensors, group)

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from lvsa.launch.config import VideoConfig
 from lvsa.launch.inputs import FILES
+from lvsa.launch.loading.lora import FoundLoRA
 from lvsa.launch.loading.models import ModelSource
 
 Result = TypeVar("Result")
@@ -51,8 +52,8 @@ class Later(Generic[Result]):
         return self._future.result()
 
 
-def provenance(source: ModelSource) -> dict[str, Any]:
-    """Code and weights of a job, each by a number that no other has.
+def provenance(source: ModelSource, loras: Sequence[FoundLoRA] = ()) -> dict[str, Any]:
+    """Code, weights and LoRAs of a job, each by a number that no other has.
 
     Reads all weights once: a minute for the largest models.
     """
@@ -61,6 +62,7 @@ def provenance(source: ModelSource) -> dict[str, Any]:
         "weights": {"revision": source.revision}
         if source.on_hub
         else _if_readable(lambda: {"sha256": folder_digests(source.folder)}),
+        "loras": {lora.source: _if_readable(partial(_file, file)) for lora, file in loras},
     }
 
 

@@ -1,0 +1,1 @@
+"""What makes a loaded pipeline smaller or faster: offloading, tiling, compiling, step caches."""
