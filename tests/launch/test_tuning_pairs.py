@@ -96,11 +96,15 @@ def test_every_option_and_pair_makes_the_video_of_one_process(world, lora, one_p
         check(found, one_process)
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_every_pair_with_compiled_blocks_does_so(world, lora, one_process):
+@pytest.mark.parametrize("case", COMPILED)
+def test_every_pair_with_compiled_blocks_does_so(case, lora, one_process):
     """Most of the time goes into tracing, for which a third rank brings nothing new."""
-    for found in run_ranks(world, videos, lora, COMPILED):
+    for found in run_ranks(2, videos, lora, [case]):
         check(found, one_process)
+
+
+def test_compiled_blocks_in_one_process(lora, one_process):
+    check(videos(0, 1, lora, [("compile",), ("compile", "first-block")]), one_process)
 
 
 def test_each_option_does_what_it_says(one_process):
