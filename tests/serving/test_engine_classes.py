@@ -8,10 +8,10 @@ import torch
 
 from lvsa.errors import LVSAError, SequenceError
 from lvsa.shards import FrameGrid
+from tests.serving.support.masks import token_mask
 from tests.serving.support.stand_in import configuration, stand_in
 from tests.support.errors import refuses
-from tests.support.oracle import masked_attention, relative_error, token_mask
-from tests.support.patterns import as_sets
+from tests.support.oracle import masked_attention, relative_error
 
 GRID = (40, 1, 3)
 S = 120
@@ -61,9 +61,7 @@ def metadata(engine, used=S, **more):
 
 
 def expected(q, k, v, impl, step):
-    pattern = impl.attend.pattern(GRID[0])
-    mask = token_mask(as_sets(pattern.attended[pattern.offset(step)]), 3)
-    return masked_attention(q, k, v, mask)
+    return masked_attention(q, k, v, token_mask(impl.attend.pattern(GRID[0]), step, 3))
 
 
 def test_registration_is_idempotent_and_found_by_name(engine, monkeypatch):
@@ -269,9 +267,8 @@ def test_text_behind_the_video_is_attended_by_all(engine):
     model = Model(layer(engine))
     out = model(torch.zeros(1, 1, *GRID), torch.tensor([5.0]), text=4)
     q, k, v = tensors(S + 4)
-    pattern = model.impl.attend.pattern(40)
     mask = torch.ones(S + 4, S + 4, dtype=torch.bool)
-    mask[:S, :S] = token_mask(as_sets(pattern.attended[0]), 3)
+    mask[:S, :S] = token_mask(model.impl.attend.pattern(40), 0, 3)
     assert relative_error(out, masked_attention(q, k, v, mask)) < 1e-5
 
 

@@ -15,9 +15,9 @@ from lvsa.serving.vllm_omni.sequence import (
     split_queries,
 )
 from lvsa.shards import FrameGrid
+from tests.serving.support.masks import token_mask
 from tests.support.errors import refuses
-from tests.support.oracle import masked_attention, relative_error, token_mask
-from tests.support.patterns import as_sets
+from tests.support.oracle import masked_attention, relative_error
 
 MODEL = served_model("assets/tiny-wan")
 GRID = FrameGrid(40, 1, 3)
@@ -36,9 +36,8 @@ def tensors(tokens, batch=1, seed=0):
 def expected(attend, q, k, v, step, text=0, valid=None):
     """Dense attention under the mask of the definition, of keys without padding."""
     S = GRID.tokens
-    pattern = attend.pattern(GRID.frames)
     mask = torch.ones(q.shape[0], S + text, S + text, dtype=torch.bool)
-    mask[:, :S, :S] = token_mask(as_sets(pattern.attended[pattern.offset(step)]), 3)
+    mask[:, :S, :S] = token_mask(attend.pattern(GRID.frames), step, 3)
     if valid is not None:
         mask[:, :, S:] = valid[:, None]
     return masked_attention(q, k, v, mask)

@@ -13,6 +13,7 @@ from tests.serving.support.engines import (
     ours,
     watched_layers,
 )
+from tests.serving.support.masks import token_mask
 from tests.support.oracle import masked_attention, relative_error
 
 pytestmark = pytest.mark.vllm_omni
@@ -53,9 +54,7 @@ def test_every_call_is_what_the_definition_says(served):
     for (frames, height, width), _, calls in served[0][:3]:
         T, P = (frames - 1) // 4 + 1, (height // 16) * (width // 16)
         for layer, step, qkv, out in calls[:: 2 * LAYERS]:
-            pattern = layer.attend.pattern(T)
-            frame_mask = torch.from_numpy(pattern.attended[pattern.offset(step)])
-            mask = frame_mask.repeat_interleave(P, 0).repeat_interleave(P, 1)
+            mask = token_mask(layer.attend.pattern(T), step, P)
             assert relative_error(out, masked_attention(*qkv, mask)) < 1e-5
             if frames > BELOW:
                 assert relative_error(out, masked_attention(*qkv)) > 1e-3
