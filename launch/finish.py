@@ -92,7 +92,8 @@ class Files:
                 "and its latents cannot be had"
             )
         if latents is not None and checkpoint is not None and not checkpoint.decodes_only:
-            keep(latents, denoised.record, checkpoint, needed=wanted)
+            so_far = {**denoised.record, "seconds": self.seconds.laps}
+            keep(latents, so_far, checkpoint, needed=wanted)
         if self.config.output.output == "latents":
             record = {**denoised.record, "seconds": self.seconds.laps}
             write_record(with_suffix(self.stem, ".json"), record)
@@ -156,9 +157,11 @@ def tidy_up(checkpoint: CheckpointFolder, stem: Path, config: GenerateConfig) ->
 
 def decode_kept(model: Model, video: Video, runtime: Runtime) -> Any:
     """Finishes a video whose denoising was done by a job that was interrupted after it."""
-    seconds = Stopwatch()
     runtime.progress.enter("loading")
-    denoised = read_latents(video.checkpoint.latents, runtime.device)
+    denoised = with_settings(
+        read_latents(video.checkpoint.latents, runtime.device), video.config, video.stem
+    )
+    seconds = Stopwatch(denoised.record["seconds"])
     pipe = decoder(model, video.config, denoised.latents)
     seconds.lap("loading")
     files = Files(
@@ -183,20 +186,31 @@ def decode_file(path: Path, config: GenerateConfig, runtime: Runtime) -> Any:
             f"{video} is there already; --overwrite replaces it, --output-name gives another name"
         )
     check_encoder()
-    seconds = Stopwatch()
     runtime.progress.enter("loading")
-    denoised = read_latents(path, runtime.device)
+    denoised = with_settings(read_latents(path, runtime.device), config, stem)
+    seconds = Stopwatch(denoised.record["seconds"])
     model = open_model(config)
     made_by = denoised.record["model"]["pipeline"]
     model = replace(model, source=replace(model.source, loaded_as=made_by))
-    # The same settings, but for where the video lies.
-    moved = {"output_dir": str(stem.parent), "output_name": stem.name}
-    record = {**denoised.record, "config": {**denoised.record["config"], **moved}}
     pipe = decoder(model, config, denoised.latents)
     seconds.lap("loading")
     with claimed(stem):
         files = Files(stem, config, seconds, runtime.progress)
-        return files.finish(pipe, replace(denoised, record=record))
+        return files.finish(pipe, denoised)
+
+
+def with_settings(denoised: Denoised, config: GenerateConfig, stem: Path) -> Denoised:
+    """Latents with what is asked for now of a video that they come to: how, and where."""
+    record, fps = denoised.record, config.video.fps
+    now = {
+        "output_dir": str(stem.parent),
+        "output_name": stem.name,
+        "fps": fps,
+        "vae_tiling": config.tuning.vae_tiling,
+    }
+    request = record["request"] if fps is None else {**record["request"], "fps": fps}
+    record = {**record, "config": {**record["config"], **now}, "request": request}
+    return replace(denoised, record=record)
 
 
 def read_latents(path: Path, device: torch.device) -> Denoised:

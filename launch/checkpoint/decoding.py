@@ -50,4 +50,7 @@ def decode(pipe: Any, latents: Tensor) -> np.ndarray:
     """The video ``[1, F, H, W, 3]`` in 0 … 1 of latents that were caught, as pipelines end."""
     video = pipe.vae.decode(latents, return_dict=False)[0]
     frames: np.ndarray = pipe.video_processor.postprocess_video(video, output_type="np")
+    # As pipelines end: with offloading, the VAE makes way for what comes next.
+    if hasattr(pipe, "maybe_free_model_hooks"):
+        pipe.maybe_free_model_hooks()
     return frames

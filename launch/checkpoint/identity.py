@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,6 +19,9 @@ PACKAGES = ("lvsa", "torch", "diffusers")
 SAMPLE = 1 << 20
 """Bytes at either end of a file of weights that stand for it: all of them take minutes to read."""
 DIGITS = 16
+# Beside the model, which is told by its weights, wherever they lie: what a job that did not fit
+# into memory is started again with.
+NO_MATTER = ("model", "vae_tiling", "offload")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Identity:
         return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def identity_of(job: Job, name: str, device_type: str) -> Identity:
+def identity_of(job: Job, name: str, device_type: str, loras: Iterable[Path] = ()) -> Identity:
     """The identity of a job.
 
     Ranks and exchange are no part of it: they change a video by rounding alone.
@@ -47,10 +50,9 @@ def identity_of(job: Job, name: str, device_type: str) -> Identity:
         job: the checked plan.
         name: of the output.
         device_type: that computes; another kind of device has state of its own.
+        loras: files that are merged into the weights.
     """
-    settings = settings_of_job(job)
-    # The model is told by its weights, wherever they lie.
-    settings.pop("model", None)
+    settings = {n: value for n, value in settings_of_job(job).items() if n not in NO_MATTER}
     return Identity(
         {
             "format": FORMAT,
@@ -59,6 +61,7 @@ def identity_of(job: Job, name: str, device_type: str) -> Identity:
             "pattern": job.pattern.digest,
             "pipeline": job.source.pipeline_class,
             "model": job.source.revision or sampled_digest(job.source.folder),
+            "loras": [sampled_digest(file) for file in loras],
             "device": device_type,
             "versions": {name: major(versions()[name]) for name in PACKAGES},
         }
@@ -72,19 +75,20 @@ def major(version: str) -> str:
 
 
 @cache
-def sampled_digest(folder: Path) -> str:
-    """SHA-256 of the files in a model's folder by their names, sizes and both ends; in an instant.
+def sampled_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the files in a folder, by names, sizes and both ends.
 
-    Weights that were trained on differ at their ends, too.
+    It takes an instant; weights that were trained on differ at their ends, too.
     """
     found = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder)
+    inside = path.is_dir()
+    for file in sorted(f for f in path.rglob("*") if f.is_file()) if inside else [path]:
+        name = file.relative_to(path if inside else path.parent)
         if any(part.startswith(".") for part in name.parts):
             continue
-        size = path.stat().st_size
+        size = file.stat().st_size
         found.update(f"{name.as_posix()}\0{size}\0".encode())
-        with path.open("rb") as opened:
+        with file.open("rb") as opened:
             found.update(opened.read(SAMPLE))
             opened.seek(max(0, size - SAMPLE))
             found.update(opened.read(SAMPLE))

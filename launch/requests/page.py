@@ -48,7 +48,8 @@ class Card:
     @property
     def seconds(self) -> float:
         """What its generation took, from text to frames."""
-        return float(self.record["seconds"]["generation"]) if self.record else 0.0
+        parts = self.record["seconds"] if self.record else {}
+        return float(sum(parts[name] for name in parts.keys() - {"loading", "writing"}))
 
 
 class Page:

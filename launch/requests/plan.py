@@ -83,7 +83,9 @@ def plan_videos(
             if request.repeats is not None:
                 check_repeat(request.repeats, input_digests(config.video), world)
             done = not config.output.overwrite and _there(existing, job, stem)
-            checkpoint = CheckpointFolder(stem.parent, identity_of(job, stem.name, device.type))
+            loras = [lora.file for lora in model.loras]
+            identity = identity_of(job, stem.name, device.type, loras)
+            checkpoint = CheckpointFolder(stem.parent, identity)
             denoised = checkpoint.decodes_only and not config.checkpoint.fresh
             videos.append(
                 Video(

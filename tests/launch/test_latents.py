@@ -66,6 +66,10 @@ def test_latents_first_and_the_video_another_day(model, undisturbed, tmp_path, m
     assert (tmp_path / "later.mp4").read_bytes() == undisturbed
     before, after = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("clip", "later"))
     assert after["config"] == {**before["config"], "output_name": "later"}
+    faster = python([*given, "--output-name", "faster", "--fps", "7", "--vae-tiling"])
+    assert faster.returncode == 0, faster.stderr
+    record = json.loads((tmp_path / "faster.json").read_text())
+    assert record["request"]["fps"] == 7 and record["config"]["vae_tiling"]
     assert after["pattern"] == before["pattern"] and after["ranks"] == before["ranks"]
     # A video that is there stays.
     again = python([*given, "--output-name", "later"])
@@ -108,11 +112,14 @@ def test_a_failure_after_denoising_costs_the_decoding(what, model, undisturbed, 
     assert kept(tmp_path) == ["job.json", "latents.safetensors"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights, "load_pipeline", no_network)
-        run_once(flags(model, tmp_path))
+        # What one tries then: so small a video is one tile.
+        run_once(flags(model, tmp_path, *(["--vae-tiling"] if what == "memory" else [])))
     assert names(tmp_path) == ["clip.json", "clip.mp4"]
     assert (tmp_path / "clip.mp4").read_bytes() == undisturbed
     record = json.loads((tmp_path / "clip.json").read_text())
     assert len(record["ranks"][0]["seconds_per_step"]) == 2
+    assert record["config"]["vae_tiling"] == (what == "memory")
+    assert record["seconds"].keys() == {"loading", "denoising", "decoding", "writing"}
 
 
 def run_once(arguments):

@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from lvsa.launch.checkpoint.folder import CheckpointFolder
+from lvsa.launch.checkpoint.identity import Identity
 from lvsa.launch.config import GenerateConfig
 from lvsa.launch.media.encoder import write_video
 from lvsa.launch.requests.page import NAME, Page
@@ -70,7 +72,8 @@ def looked_at(folder):
 
 def video(folder, number, of, name, **settings):
     config = GenerateConfig.from_dict({"prompt": "x", "output_dir": str(folder), **settings})
-    return Video(number, of, config, folder / name, done=False)
+    checkpoint = CheckpointFolder(folder, Identity({"name": name}))
+    return Video(number, of, config, folder / name, False, checkpoint, denoised=False)
 
 
 def made(video, seconds=2.0, seed=0):
@@ -82,7 +85,7 @@ def made(video, seconds=2.0, seed=0):
         "config": video.config.as_dict(),
         "request": {**request, "seed": video.config.sampling.seed},
         "pattern": {"density": 0.25},
-        "seconds": {"loading": 9.0, "generation": seconds, "writing": 0.1},
+        "seconds": {"loading": 9.0, "denoising": seconds - 0.5, "decoding": 0.5, "writing": 0.1},
         "sequence": {"ranks": 2},
     }
     video.stem.with_name(video.stem.name + ".json").write_text(json.dumps(record))
