@@ -1,6 +1,7 @@
 """Writes checkpoints beside the denoising, as often as it costs next to nothing."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,14 +110,18 @@ class Keeper:
     def _write(
         self, steps: int, packed: Packed, inputs: Packed | None, arrived: torch.Event | None
     ) -> float:
-        """Writes a checkpoint; returns the seconds of a processor that this took."""
+        """Writes a checkpoint; returns the seconds that this took from the denoising.
+
+        They are those of a processor, where processors denoise as well.
+        """
         started = time.thread_time()
         if arrived is not None:
             arrived.synchronize()
         try:
             # The latents, which were packed first. A job that goes on from what are no longer
-            # numbers would never come to anything.
-            if bool(next(iter(packed.tensors.values())).isfinite().all()):
+            # numbers would never come to anything. A sum is one only where all of them are.
+            latents = next(iter(packed.tensors.values()))
+            if math.isfinite(latents.sum(dtype=torch.float32)):
                 if inputs is not None:
                     self.folder.write_inputs(inputs)
                     self.inputs = None
@@ -125,4 +130,4 @@ class Keeper:
             if not self._complained:
                 self._complained = True
                 logger.warning("step %d is not kept, and the job goes on: %s", steps, error)
-        return time.thread_time() - started
+        return time.thread_time() - started if arrived is None else 0.0
