@@ -23,6 +23,15 @@ def grid_attention(config: Any) -> GridAttention:
         LVSAError: for a mode or a setting that LVSA does not honor, an unknown option, or a model
             that no adapter serves.
     """
+    try:
+        return _read(config)
+    except LVSAError as error:
+        # The engine ends its groups of processes before it says why, and that may take long.
+        say(str(error), logging.ERROR)
+        raise
+
+
+def _read(config: Any) -> GridAttention:
     check_engine(config)
     defaults, remarks = read_environment(os.environ)
     for remark in remarks:

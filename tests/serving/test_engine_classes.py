@@ -165,10 +165,13 @@ def test_self_attention_without_a_layout_names_the_model_and_the_layer(engine):
         ({"model": "tests"}, ("model_index.json",)),
     ],
 )
-def test_configurations_that_lvsa_does_not_honor_are_refused(engine, changed, named):
+def test_configurations_that_lvsa_does_not_honor_are_refused(engine, changed, named, caplog):
     engine.config = configuration(**changed)
-    with refuses(LVSAError, *named):
-        layer(engine)
+    for _ in range(2):
+        with refuses(LVSAError, *named) as caught:
+            layer(engine)
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert said == [f"[LVSA] {caught.value}"]
 
 
 @pytest.mark.parametrize("dtype", [None, "auto", "float"])

@@ -1,5 +1,6 @@
 """Engines of vLLM-Omni on the bundled model, and the same videos by our own pipeline."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,11 +37,26 @@ def engine(
         more["diffusion_attention_config"] = {"default": {"backend": "LVSA"}}
     if lvsa is not None:
         more["additional_config"] = {"lvsa": lvsa}
-    omni = Omni(model=MODEL, enforce_eager=True, dtype="float32", **more)
     try:
-        yield omni
+        omni = Omni(model=MODEL, enforce_eager=True, dtype="float32", **more)
+        try:
+            yield omni
+        finally:
+            omni.close()
     finally:
-        omni.close()
+        _drop_sockets()
+
+
+def _drop_sockets() -> None:
+    """Closes what engines leave behind, above all those that did not start.
+
+    A message that nobody will take keeps its socket open, and that keeps the process from ending.
+    """
+    import zmq
+
+    contexts = [found for found in gc.get_objects() if issubclass(type(found), zmq.Context)]
+    for context in contexts:
+        context.destroy(linger=0)
 
 
 class Calls(list):

@@ -61,8 +61,8 @@ class Server:
 
 
 @contextmanager
-def server(folder: Path, *arguments: str) -> Iterator[Server]:
-    """A server for the length of the block.
+def started(folder: Path, *arguments: str) -> Iterator[tuple[str, Path, subprocess.Popen[bytes]]]:
+    """The address, log and process of a server that was started, and is ended with the block.
 
     Args:
         folder: where its log goes.
@@ -75,7 +75,7 @@ def server(folder: Path, *arguments: str) -> Iterator[Server]:
         str(Path(sys.prefix) / "bin" / "vllm-omni"), "serve", MODEL, "--omni", "--enforce-eager",
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", *arguments,
     ]  # fmt: skip
-    log, begin = folder / "server.log", time.monotonic()
+    log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -85,11 +85,30 @@ def server(folder: Path, *arguments: str) -> Iterator[Server]:
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait(url, process, log)
-        yield Server(url, log, process, time.monotonic() - begin)
+        yield f"http://127.0.0.1:{port}", log, process
     finally:
         _end(process)
+
+
+@contextmanager
+def server(folder: Path, *arguments: str) -> Iterator[Server]:
+    """A server that answers, for the length of the block; arguments as `started`."""
+    begin = time.monotonic()
+    with started(folder, *arguments) as (url, log, process):
+        _wait(url, process, log)
+        yield Server(url, log, process, time.monotonic() - begin)
+
+
+def refusal(folder: Path, *arguments: str) -> str:
+    """LVSA's words to a server that does not start; it may take its time to end."""
+    with started(folder, *arguments) as (_, log, _):
+        deadline = time.monotonic() + START
+        while time.monotonic() < deadline:
+            for line in log.read_text(errors="replace").splitlines():
+                if "ERROR" in line and "[LVSA]" in line:
+                    return line
+            time.sleep(0.5)
+        raise RuntimeError(f"nothing was said in {START:.0f} s:\n{_tail(log)}")
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
