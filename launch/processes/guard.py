@@ -21,7 +21,7 @@ from typing import Any
 
 from lvsa.launch.processes.environment import leave_for_torchrun
 from lvsa.launch.processes.lines import Lines, kept_alive
-from lvsa.launch.processes.progress import TOGETHER
+from lvsa.launch.processes.progress import ORDER
 from lvsa.launch.processes.verdict import USER_ERROR, Fault, Table, Verdict
 from lvsa.launch.records.temporary import remove_abandoned
 
@@ -79,7 +79,7 @@ class Guard:
         self.left: set[int] = set()
         # Before it has joined the others, a rank has a table of its own.
         ranks = range(post.world) if post.rank == 0 else [post.rank]
-        self.table = Table(ranks, time.monotonic(), float("inf"))
+        self.table = Table(ranks, post.world, time.monotonic(), float("inf"))
         self.files: set[str] = set()
         self.verdict: Verdict | None = None
         self.ended = 0.0
@@ -252,9 +252,8 @@ class Guard:
         """The job ends: the rank is told, and one guard of the node tells the user."""
         self.verdict, self.ended = verdict, time.monotonic()
         if self.post.local_rank == 0 or not self.joined:
-            own = self.table.rows[self.post.rank]
-            # There the cursor stands behind a progress bar.
-            line = "\n" if self.post.rank == 0 and own.phase == TOGETHER else ""
+            # The cursor may stand behind a progress bar, or what the rank is about to end a line of.
+            line = "" if self.post.rank or self.table.rows[0].phase == ORDER[0] else "\n"
             os.write(2, f"{line}ERROR: {verdict.message}\n".encode(errors="backslashreplace"))
         if self._leads:
             leave_for_torchrun(verdict.message)

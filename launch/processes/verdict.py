@@ -15,6 +15,8 @@ from lvsa.launch.processes.progress import DONE, ORDER, TOGETHER, described
 # Seconds for work that nobody else takes part in, like loading on a slow file system or decoding
 # on a CPU: a rank that is heard from but has been in one phase for longer is taken for hung.
 ALONE_LIMIT = 6 * 3600.0
+# Seconds that a rank may come later than the first, since its node reads programs more slowly.
+ARRIVAL = 300.0
 # Seconds that any machine may need to let a living process speak, whatever --timeout says.
 SHORTEST = 4.0
 USER_ERROR, FAILURE = 2, 1
@@ -106,11 +108,13 @@ class Table:
 
     Args:
         ranks: their numbers.
+        world: of how many they are; a rank that has not met the others yet is judged alone.
         now: seconds of a clock that never goes back.
         timeout: seconds after which a silent rank, or one that others wait for, has hung.
     """
 
-    def __init__(self, ranks: Iterable[int], now: float, timeout: float) -> None:
+    def __init__(self, ranks: Iterable[int], world: int, now: float, timeout: float) -> None:
+        self.world = world
         self.limit(timeout)
         self.rows = {rank: Row(now, now) for rank in ranks}
 
@@ -184,14 +188,18 @@ class Table:
         """A rank whose process is there, but has not been heard from: stopped, or never arrived."""
         if len(self.rows) == 1:
             return None
-        rank, row = min(self.rows.items(), key=lambda pair: pair[1].heard)
-        if now - row.heard <= self.timeout:
+        by_silence = sorted(self.rows.items(), key=lambda pair: pair[1].heard)
+        come = [(rank, row) for rank, row in by_silence if row.host is not None]
+        if len(come) < len(by_silence):
+            rank, row = next(pair for pair in by_silence if pair[1].host is None)
+            if now - row.heard > max(self.timeout, ARRIVAL):
+                return Verdict(rank, f"rank {rank} of {self.world} did not come")
+        rank, row = come[0]
+        waited = now - row.heard
+        if waited <= self.timeout:
             return None
-        if row.host is None:
-            what = f"rank {rank} of {len(self.rows)} did not come"
-        else:
-            what = f"{self._name(rank)} not heard from since {self._where(rank)}: stopped or hung"
-        return self._detailed(rank, f"{what}; waited {now - row.heard:.0f} s{self._flag}")
+        what = f"{self._name(rank)} not heard from since {self._where(rank)}: stopped or hung"
+        return self._detailed(rank, f"{what}; waited {waited:.0f} s{self._flag}")
 
     def _stalled(self, now: float) -> Verdict | None:
         """A rank that lives and does not go on, while others wait for it."""
@@ -224,7 +232,7 @@ class Table:
         return f" (--timeout {self.timeout:g})"
 
     def _name(self, rank: int) -> str:
-        if len(self.rows) == 1:
+        if self.world == 1:
             return "the job"
         return f"rank {rank} on {self.rows[rank].host or 'an unknown host'}"
 

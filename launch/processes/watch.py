@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -176,6 +177,8 @@ class Watch:
 
     def _signalled(self, number: int) -> None:
         name = signal.Signals(number).name
+        # A parent's death is told thread by thread; its number changes with the last.
+        time.sleep(0.1)
         orphan = "; what had started it was killed" if os.getppid() != self._parent else ""
         self._code = 128 + number
         self._report(Fault.SIGNAL, name + orphan)

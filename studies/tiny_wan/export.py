@@ -2,7 +2,7 @@
 
 import logging
 import os
-import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -33,17 +33,16 @@ def export(pipe: WanPipeline, folder: Path, card: str) -> int:
     Returns:
         Size of the folder in bytes.
     """
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    pipe.save_pretrained(part, safe_serialization=True)
-    (part / "README.md").write_text(card, encoding="utf-8")
-    # A directory cannot replace one that has files in it, so the old one steps aside first.
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Names that nobody can foresee, on the file system of the folder.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+        part, old = Path(beside) / "part", Path(beside) / "old"
+        pipe.save_pretrained(part, safe_serialization=True)
+        (part / "README.md").write_text(card, encoding="utf-8")
+        # A directory cannot replace one that has files in it, so the old one steps aside first.
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     logger.info("wrote %s, %.1f MB", folder, size / 1e6)
     return size

@@ -2,7 +2,15 @@
 
 import pytest
 
-from lvsa.launch.processes.verdict import ALONE_LIMIT, FAILURE, GRACE, USER_ERROR, Fault, Table
+from lvsa.launch.processes.verdict import (
+    ALONE_LIMIT,
+    ARRIVAL,
+    FAILURE,
+    GRACE,
+    USER_ERROR,
+    Fault,
+    Table,
+)
 from tests.support.errors import names
 
 TIMEOUT = 10.0
@@ -16,7 +24,7 @@ def at(phase, step=None, count=0, video=1, waits=False):
 @pytest.fixture
 def table():
     """Three ranks on hosts of their own, heard from at 0 in their third step."""
-    table = Table(range(3), 0.0, TIMEOUT)
+    table = Table(range(3), 3, 0.0, TIMEOUT)
     for rank in range(3):
         table.hello(rank, f"node{rank}", f"/log/{rank}", 0.0)
         table.beat(rank, at("denoising", 2), 0.0)
@@ -93,10 +101,13 @@ def test_a_silent_rank_is_named_and_not_those_that_wait(table):
 
 
 def test_a_rank_that_never_came_is_named():
-    table = Table(range(2), 0.0, TIMEOUT)
+    """A node that starts slowly is given its time, also where --timeout is short."""
+    table = Table(range(2), 2, 0.0, TIMEOUT)
     table.hello(0, "node0", "/log/0", 0.0)
-    table.beat(0, at("planning"), TIMEOUT)
-    check(table.verdict(TIMEOUT + 1), 1, "rank 1 of 2", f"--timeout {TIMEOUT:g}")
+    table.beat(0, at("planning"), ARRIVAL)
+    assert table.verdict(ARRIVAL) is None
+    table.beat(0, at("planning"), ARRIVAL + 1)
+    check(table.verdict(ARRIVAL + 1), 1, "rank 1 of 2")
 
 
 def test_the_rank_that_is_behind_is_named(table):
@@ -147,7 +158,7 @@ def test_a_suspended_job_is_nobodys_fault(table):
 
 
 def test_one_process_is_never_too_slow():
-    table = Table([0], 0.0, TIMEOUT)
+    table = Table([0], 1, 0.0, TIMEOUT)
     table.hello(0, "node0", "/log/0", 0.0)
     assert table.verdict(10 * ALONE_LIMIT) is None
 

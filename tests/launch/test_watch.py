@@ -34,8 +34,8 @@ def test_a_killed_rank_is_named_and_ends_all(victim, tmp_path):
     assert [rank.code for rank in ended] == [-9 if rank == victim else 1 for rank in range(3)]
     assert max(rank.seconds for rank in ended) < 10
     # One line for the node, and where the details are.
-    assert re.match(rf"ERROR: rank {victim} on \S+ .* in loading\ndetails: ", ended[0].said)
-    assert ended[0].said.count("\n") == 2 and ended[1].said + ended[2].said == ""
+    assert re.match(rf"\nERROR: rank {victim} on \S+ .* in loading\ndetails: ", ended[0].said)
+    assert ended[0].said.count("\n") == 3 and ended[1].said + ended[2].said == ""
     assert [name[:12] for name in job.logs] == [f"lvsa-rank-{victim}-"]
 
 
@@ -45,14 +45,15 @@ def test_a_stopped_rank_is_named_and_killed_after_the_timeout(victim, tmp_path):
     ended = guarded(tmp_path, *codes, timeout=4).end()
     assert [rank.code for rank in ended] == [-9 if rank == victim else 1 for rank in range(2)]
     assert 4 < max(rank.seconds for rank in ended) < 15
-    assert re.match(rf"ERROR: rank {victim} on \S+ .*\(--timeout 4\)", ended[0].said)
+    assert re.match(rf"\nERROR: rank {victim} on \S+ .*\(--timeout 4\)", ended[0].said)
 
 
 def test_a_failed_rank_says_why_in_one_line_and_leaves_its_traceback_in_the_log(tmp_path):
     job = guarded(tmp_path, LONG, "{}['planted']")
     first, second = job.end()
     assert (first.code, second.code) == (1, 1)
-    message, details = first.said.splitlines()
+    blank, message, details = first.said.splitlines()
+    assert not blank
     assert message.startswith("ERROR: rank 1 on ") and "in loading: KeyError: 'planted'" in message
     assert second.said == "" and "Traceback" not in first.said
     ((name, log),) = job.logs.items()
@@ -69,7 +70,7 @@ def test_a_users_mistake_of_one_rank_ends_all_with_2(tmp_path):
     job = guarded(tmp_path, LONG, "raise LVSAError('44 frames')")
     first, second = job.end()
     assert (first.code, second.code) == (2, 2)
-    assert first.said == "ERROR: rank 1: 44 frames\n" and second.said == ""
+    assert first.said == "\nERROR: rank 1: 44 frames\n" and second.said == ""
     assert not job.logs
 
 
@@ -80,7 +81,7 @@ def test_a_signal_is_one_line_also_where_python_cannot_act(number, tmp_path):
     job.processes[0].send_signal(number)
     first, second = job.end()
     assert (first.code, second.code) == (128 + number, 1)
-    assert re.fullmatch(rf"ERROR: rank 0 on \S+ .* in loading: {number.name}\n", first.said)
+    assert re.fullmatch(rf"\nERROR: rank 0 on \S+ .* in loading: {number.name}\n", first.said)
     assert second.said == "" and not job.logs
 
 
@@ -146,4 +147,4 @@ def test_ranks_end_with_their_torchrun(tmp_path):
     parent.kill()
     # Nothing more comes only when the last of them is gone.
     _, said = parent.communicate(timeout=20)
-    assert re.fullmatch(r"ERROR: the job was ended in loading: SIGTERM.*killed\n", said)
+    assert re.fullmatch(r"\nERROR: the job was ended in loading: SIGTERM.*killed\n", said)
