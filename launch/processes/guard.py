@@ -252,7 +252,7 @@ class Guard:
         """The job ends: the rank is told, and one guard of the node tells the user."""
         self.verdict, self.ended = verdict, time.monotonic()
         if self.post.local_rank == 0 or not self.joined:
-            # The cursor may stand behind a progress bar, or what the rank is about to end a line of.
+            # The cursor may stand behind a progress bar, or in a line that the rank still writes.
             line = "" if self.post.rank or self.table.rows[0].phase == ORDER[0] else "\n"
             os.write(2, f"{line}ERROR: {verdict.message}\n".encode(errors="backslashreplace"))
         if self._leads:
