@@ -150,6 +150,7 @@ def reading(rank, world, arguments):
 def test_one_rank_reads_for_all(models, files, tmp_path):
     arguments = [
         "--model", models["wan-v2v"], "--video", files["clip.mp4"], "--num-frames", "21",
+        "--prompt", "x",
         "--height", "32", "--width", "48", "--steps", "3", "--strength", "0.7",
         "--output-dir", str(tmp_path),
     ]  # fmt: skip
@@ -167,5 +168,5 @@ def missing(rank, world, arguments):
 
 def test_a_file_that_is_missing_stops_all_ranks(models, tmp_path):
     arguments = ["--model", models["wan-i2v"], "--image", str(tmp_path / "none.png"),
-                 "--output-dir", str(tmp_path)]  # fmt: skip
+                 "--prompt", "x", "--output-dir", str(tmp_path)]  # fmt: skip
     run_ranks(2, missing, arguments)

@@ -169,7 +169,9 @@ def test_a_full_disk_at_the_end_of_a_generation(small_disk):
     with refuses(OutputError, small_disk / "clip.mp4", "No space left on device"):
         launched(0, 1, [*arguments, "--output-dir", str(small_disk), "--device", "cpu"])
     assert (small_disk / "clip.mp4").read_text() == "the good one"
-    assert sorted(p.name for p in small_disk.iterdir()) == ["ballast", "clip.mp4"]
+    # What was denoised stays for a run that only decodes.
+    left = {path.name for path in small_disk.iterdir()}
+    assert left - {".checkpoints"} == {"ballast", "clip.mp4"}
 
 
 def write_without_end(path):

@@ -20,9 +20,8 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
     It is made anew where it is there already. With ``latents`` nothing is decoded, also not on
     rank 0, and no file is written.
     """
-    from lvsa.launch import generate, inputs
+    from lvsa.launch import finish, generate, inputs
     from lvsa.launch.arguments import parse
-    from lvsa.launch.media import encoder
     from lvsa.launch.processes.runtime import Runtime
     from lvsa.launch.requests.lists import requests_of
 
@@ -38,7 +37,7 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
                 "call_arguments",
                 lambda request, adapter, pipe, first_rank: decoding(request, adapter, pipe, False),
             )
-            patch.setattr(encoder, "write_video", lambda *args: None)
+            patch.setattr(finish.Files, "finish", lambda self, pipe, denoised: denoised.frames)
         patch.setattr(generate, "make_video", lambda *args: made.append(make(*args)))
         generate.run(requests_of(parse([*arguments, "--overwrite"])), runtime)
     return np.asarray(made[0][0])
