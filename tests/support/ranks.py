@@ -29,7 +29,7 @@ PRELOAD = [
     "lvsa.adapters.cogvideox",
     "tests.support.tiny_hunyuan",
 ]
-TIMEOUT = 120
+TIMEOUT = 300
 
 
 class RankFailed(AssertionError):
