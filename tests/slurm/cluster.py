@@ -111,6 +111,11 @@ class Cluster:
             time.sleep(0.5)
         return job
 
+    def start_at_once(self, number: str) -> None:
+        """Starts a job that was queued again: Slurm would let two minutes pass first."""
+        self.wait(number, {"PENDING"}, timeout=120)
+        self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+
     def logs(self) -> str:
         """The last lines of each daemon's log."""
         logs = sorted(self.folder.glob("*.log"))
@@ -125,7 +130,7 @@ class Cluster:
         self._stop(name, signal.SIGKILL)
         mine = {f"SLURMD_NODENAME={name}", f"SLURM_CONF={self.folder / 'slurm.conf'}"}
         for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 if mine <= set((folder / "environ").read_text(errors="replace").split("\0")):
                     os.kill(int(folder.name), signal.SIGKILL)
 

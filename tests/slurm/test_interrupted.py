@@ -1,0 +1,80 @@
+"""Jobs of a real Slurm that are queued again in the middle: they end in the undisturbed bits."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.test_generate import GPUS, SCRIPTS, VARIABLES, VIDEO, latents
+from tests.support.launched import ROOT
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+NODES = ["--nodes=2", *GPUS]
+# Slow enough to be met in the middle.
+LONG = [*VIDEO, "--num-frames", "161", "--checkpoint-seconds", "0"]
+
+
+def submitted(cluster: Cluster, folder: Path, options: list[str]) -> str:
+    log = f"--output={folder}/job.log"
+    return cluster.submit(
+        SCRIPTS / "generate.sbatch", *LONG, "--output-dir", str(folder),
+        options=[*options, log], variables=VARIABLES, folder=ROOT,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = submitted(cluster, folder, NODES)
+    assert cluster.wait(job)["JobState"] == "COMPLETED", (folder / "job.log").read_text()
+    return latents(folder)
+
+
+def await_step(folder: Path, timeout: float = 180) -> None:
+    """Waits for the first checkpoint of a job."""
+    end = time.monotonic() + timeout
+    while not list(folder.glob(".checkpoints/*/state.safetensors")):
+        assert time.monotonic() < end, (folder / "job.log").read_text()
+        time.sleep(0.1)
+
+
+def check(cluster: Cluster, job: str, folder: Path, undisturbed: torch.Tensor) -> None:
+    ended, log = cluster.wait(job), (folder / "job.log").read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log
+    assert torch.equal(latents(folder), undisturbed)
+    assert not (folder / ".checkpoints").exists()
+
+
+def test_requeued(cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path) -> None:
+    job = submitted(cluster, tmp_path, NODES)
+    await_step(tmp_path)
+    cluster.run("scontrol", "requeue", job)
+    cluster.start_at_once(job)
+    check(cluster, job, tmp_path, undisturbed)
+
+
+def test_the_time_limit_queues_a_job_again(
+    cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path
+) -> None:
+    """Slurm sends USR1 to the batch script a minute before the limit; here it is sent at once."""
+    job = submitted(cluster, tmp_path, NODES)
+    await_step(tmp_path)
+    cluster.run("scancel", "--signal=USR1", "--batch", job)
+    cluster.start_at_once(job)
+    check(cluster, job, tmp_path, undisturbed)
+    assert "queued again" in (tmp_path / "job.log").read_text()
+
+
+def test_a_node_that_dies(cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path) -> None:
+    job = submitted(cluster, tmp_path, NODES)
+    await_step(tmp_path)
+    cluster.kill_node("n10")
+    try:
+        cluster.wait(job, {"PENDING"}, timeout=120)
+    finally:
+        cluster.start_node("n10")
+    cluster.start_at_once(job)
+    check(cluster, job, tmp_path, undisturbed)
