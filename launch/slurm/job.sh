@@ -18,13 +18,13 @@ export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 export NPROC_PER_NODE=${NPROC_PER_NODE:-}
 export TASKS_PER_NODE=${SLURM_NTASKS_PER_NODE:-1}
 
-# The time limit comes: queued again rather than lost.
+# Queues the job again, to go on from its last denoising step. Needs the reason.
 queue_again() {
   if ((${SLURM_RESTART_COUNT:-0} >= ${MAX_RESTARTS:-20})); then
-    echo "the time limit comes for the ${SLURM_RESTART_COUNT}th time; not queued again" >&2
+    echo "$1; queued again ${SLURM_RESTART_COUNT} times already, and not any more" >&2
     return
   fi
-  echo "the time limit comes; queued again, to go on from the last denoising step" >&2
+  echo "$1; queued again, to go on from the last denoising step" >&2
   scontrol requeue "$SLURM_JOB_ID"
 }
 
@@ -34,12 +34,14 @@ run_on_all_nodes() {
   srun --kill-on-bad-exit=1 --cpu-bind=none --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
     launch/slurm/node.sh "$@" &
   local step=$! code
-  trap queue_again USR1
+  trap 'queue_again "the time limit comes"' USR1
   # A signal ends the first wait, and not the step.
   while true; do
     wait "$step"
     code=$?
     kill -0 "$step" 2>/dev/null || break
   done
+  # Killed from outside: a node that is lost, which Slurm notices much later than the others.
+  if ((code > 128)); then queue_again "a process was killed by signal $((code - 128))"; fi
   exit "$code"
 }

@@ -125,20 +125,22 @@ class Cluster:
         """Where Slurm reaches a node: addresses of the loopback network, all of this host."""
         return f"127.0.0.{2 + self.nodes.index(node)}"
 
-    def kill_node(self, name: str) -> None:
-        """Kills a node's daemon and everything that runs on it, like a power cut."""
-        self._stop(name, signal.SIGKILL)
-        mine = {f"SLURMD_NODENAME={name}", f"SLURM_CONF={self.folder / 'slurm.conf'}"}
+    def kill_processes(self, node: str) -> None:
+        """Kills everything that jobs run on a node, from outside."""
+        mine = {f"SLURMD_NODENAME={node}", f"SLURM_CONF={self.folder / 'slurm.conf'}"}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 if mine <= set((folder / "environ").read_text(errors="replace").split("\0")):
                     os.kill(int(folder.name), signal.SIGKILL)
 
-    def start_node(self, name: str) -> None:
-        """Starts a node's daemon, and waits until jobs can run on it."""
-        self._start(name, "slurmd", "-D", "-c", "-N", name)
-        self.run("scontrol", "update", f"NodeName={name}", "State=RESUME", check=False)
-        self._await_nodes((name,))
+    def kill_daemon(self, node: str) -> None:
+        """Kills a node's slurmd, and leaves its jobs alone."""
+        self._stop(node, signal.SIGKILL)
+
+    def start_daemon(self, node: str) -> None:
+        """Starts a node's slurmd again, and waits until Slurm has heard of it."""
+        self._start(node, "slurmd", "-D", "-N", node)
+        self._await_nodes((node,))
 
     def _start(self, name: str, *command: str) -> None:
         log = (self.folder / f"{name}.out.log").open("ab")

@@ -41,9 +41,11 @@ def await_step(folder: Path, timeout: float = 180) -> None:
         time.sleep(0.1)
 
 
-def check(cluster: Cluster, job: str, folder: Path, undisturbed: torch.Tensor) -> None:
+def check(
+    cluster: Cluster, job: str, folder: Path, undisturbed: torch.Tensor, restarts: int = 1
+) -> None:
     ended, log = cluster.wait(job), (folder / "job.log").read_text()
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", str(restarts)), log
     assert torch.equal(latents(folder), undisturbed)
     assert not (folder / ".checkpoints").exists()
 
@@ -68,13 +70,23 @@ def test_the_time_limit_queues_a_job_again(
     assert "queued again" in (tmp_path / "job.log").read_text()
 
 
-def test_a_node_that_dies(cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path) -> None:
+def test_a_node_whose_processes_are_killed(
+    cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path
+) -> None:
+    """As a node that is lost looks to the others, long before Slurm notices it."""
     job = submitted(cluster, tmp_path, NODES)
     await_step(tmp_path)
-    cluster.kill_node("n10")
-    try:
-        cluster.wait(job, {"PENDING"}, timeout=120)
-    finally:
-        cluster.start_node("n10")
+    cluster.kill_processes("n10")
     cluster.start_at_once(job)
     check(cluster, job, tmp_path, undisturbed)
+
+
+def test_a_daemon_that_is_killed(
+    cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path
+) -> None:
+    """A node's slurmd may die and come back: its job goes on meanwhile."""
+    job = submitted(cluster, tmp_path, NODES)
+    await_step(tmp_path)
+    cluster.kill_daemon("n10")
+    cluster.start_daemon("n10")
+    check(cluster, job, tmp_path, undisturbed, restarts=0)
