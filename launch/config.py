@@ -211,6 +211,11 @@ class ProcessesConfig:
     exchange: ExchangeName = "needed"
     """How keys and values travel: only needed frames, straight to who attends them (needed) or from
     neighbour to neighbour (ring), or all of them to all."""
+    ulysses: Annotated[int, Range(1, 1_024)] = 1
+    """Ranks that exchange tokens for attention heads, which this must divide; the other ranks of a
+    video exchange frames."""
+    guidance_parallel: bool = False
+    """Make the two passes of guidance at once, each on half of the ranks."""
     timeout: Annotated[float, Range(0.001, 30 * 24 * 3600)] = 1800.0
     """How long a rank may be silent, or keep the others waiting in a step, seconds."""
     log_dir: Path | None = None

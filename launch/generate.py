@@ -22,6 +22,8 @@ from lvsa.launch.requests.lists import Request, requests_of
 from lvsa.launch.requests.share import share_of
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from lvsa.launch.job import Job, Model
     from lvsa.launch.processes.runtime import Runtime
     from lvsa.launch.records.provenance import Later
@@ -56,11 +58,13 @@ class Loaded:
 
     Args:
         pipe: the pipeline, on this rank's device.
+        mesh: the job's ranks; None for one process.
         origins: code and weights, for the records; on the first rank.
         seconds: what loading took.
     """
 
     pipe: Any
+    mesh: "DeviceMesh | None"
     origins: "Later[dict[str, Any]] | None"
     seconds: float
 
@@ -171,7 +175,8 @@ def load(job: "Job", model: "Model", runtime: "Runtime") -> Loaded:
         )
     pipe.set_progress_bar_config(disable=not runtime.first, desc="denoising", unit="step")
     origins = Later(lambda: provenance(job.source, model.loras)) if runtime.first else None
-    return Loaded(pipe, origins, seconds.lap("loading"))
+    mesh = job.mesh.device_mesh(runtime.device.type)
+    return Loaded(pipe, mesh, origins, seconds.lap("loading"))
 
 
 def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -> Any:
@@ -205,6 +210,7 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         width=job.request.width,
         pattern=job.pattern,
         exchange=config.processes.exchange,
+        mesh=loaded.mesh,
         backend=config.attention.backend,
         adapter=job.adapter,
         riflex=config.attention.riflex,

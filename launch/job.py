@@ -14,6 +14,7 @@ from lvsa.adapters.install.grids import make_pattern
 from lvsa.adapters.install.rope_patch import RIFLExOptions, check_riflex
 from lvsa.errors import CheckpointError, LVSAError
 from lvsa.hardware import find_hardware
+from lvsa.heads import check_heads
 from lvsa.launch.config import GenerateConfig
 from lvsa.launch.inputs import FILES, Request, call_arguments, make_request
 from lvsa.launch.kernel import kernel_for
@@ -22,6 +23,7 @@ from lvsa.launch.loading.models import ModelSource, find_model
 from lvsa.launch.loading.skeleton import BROKEN_CONFIG, defaults_for, skeleton_pipeline
 from lvsa.launch.profiling import check_profile
 from lvsa.launch.tuning.prepare import check_tuning
+from lvsa.mesh import MeshSizes, mesh_sizes
 from lvsa.pattern import FrameMatrices, Pattern, dense
 from lvsa.shards import FrameGrid, Shards
 
@@ -55,7 +57,7 @@ class Job:
         dtype: of the weights.
         device: of this process.
         kernel: what computes the attention on this machine, or that nothing does, in words.
-        world: ranks that share the video.
+        mesh: the ranks of the job, by what they share.
     """
 
     config: GenerateConfig
@@ -68,7 +70,12 @@ class Job:
     dtype: torch.dtype
     device: torch.device
     kernel: str
-    world: int
+    mesh: MeshSizes
+
+    @property
+    def world(self) -> int:
+        """Ranks that the tokens are cut among."""
+        return self.mesh.sequence
 
     @property
     def shards(self) -> Shards:
@@ -146,7 +153,7 @@ def make_job(
 
     Args:
         config: the user's settings.
-        world: ranks that share the video.
+        world: ranks of the job.
         device: of this process; decides the automatic dtype.
         request: made of the same configuration by another rank, which read images and videos.
         model: opened for another video of the same job; opened here without it.
@@ -169,8 +176,15 @@ def make_job(
     kernel = kernel_for(backend, device, dtype, head_dim, dry_run)
     if config.output.dry_run and config.processes.ranks is not None:
         world = config.processes.ranks
+    mesh = mesh_sizes(
+        world,
+        guidance_parallel=config.processes.guidance_parallel,
+        ulysses=config.processes.ulysses,
+    )
+    check_heads(int(transformer.config.num_attention_heads), mesh.heads)
     if request is None:
-        request = make_request(config, skeleton, adapter, model.defaults, world)
+        request = make_request(config, skeleton, adapter, model.defaults, mesh.sequence)
+    _check_guidance(mesh, request, adapter, skeleton)
     # Videos of one job share the model, and each may have a schedule of its own.
     skeleton = copy.copy(skeleton)
     request.sampling.set_on(skeleton)
@@ -189,7 +203,7 @@ def make_job(
         dtype=dtype,
         device=device,
         kernel=kernel,
-        world=world,
+        mesh=mesh,
     )
     if config.attention.riflex:
         check_riflex(adapter.transformers(skeleton), job.horizon, riflex_options(config))
@@ -212,6 +226,20 @@ def _check_geometry(source: ModelSource, adapter: ModelAdapter, skeleton: Any) -
         raise CheckpointError(
             f"--model {source.name}: its configs do not say how a video is made: {error}"
         ) from error
+
+
+def _check_guidance(
+    mesh: MeshSizes, request: Request, adapter: ModelAdapter, skeleton: Any
+) -> None:
+    """Stops for a guidance without two passes, where each has ranks of its own."""
+    if mesh.guidance == 1:
+        return
+    if request.guidance <= 1:
+        raise LVSAError(
+            f"--guidance-parallel needs two passes, and --guidance {request.guidance:g} has one; "
+            "give a guidance above 1, or leave it out"
+        )
+    adapter.check_guidance_parallel(skeleton)
 
 
 def _check_steps(steps: int, scheduler: Any) -> None:

@@ -61,11 +61,11 @@ def without_effect(job: Job) -> list[str]:
             "--show-mask: --dry-run saves the picture anyway",
         ),
         (
-            processes.exchange != ProcessesConfig.exchange and job.world == 1,
-            f"--exchange {processes.exchange}: one process exchanges nothing",
+            processes.exchange != ProcessesConfig.exchange and job.mesh.frames == 1,
+            f"--exchange {processes.exchange}: one rank's frames are exchanged with nobody",
         ),
         (
-            processes.timeout != ProcessesConfig.timeout and job.world == 1,
+            processes.timeout != ProcessesConfig.timeout and job.mesh.world == 1,
             "--timeout: one process waits for nobody",
         ),
         (

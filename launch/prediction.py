@@ -5,6 +5,7 @@ from lvsa.hardware import Hardware, find_hardware
 from lvsa.launch.job import Job
 from lvsa.pattern import Bools, dense
 from lvsa.roofline import Prediction, predict
+from lvsa.shards import Shards
 
 
 def prediction_lines(job: Job) -> list[str]:
@@ -34,13 +35,14 @@ def prediction_lines(job: Job) -> list[str]:
 
 
 def _predicted(job: Job, attended: Bools, hardware: Hardware) -> Prediction | None:
-    """Attention of one layer and pass on the last rank of the first half, at one offset."""
+    """Attention of one layer and pass on a rank in the middle, at one offset."""
     exchange = get_exchange(job.config.processes.exchange)
-    plan = exchange.plan(job.shards, attended, (job.world - 1) // 2)
+    ranks = job.mesh.frames
+    plan = exchange.plan(Shards(job.grid, ranks), attended, (ranks - 1) // 2)
     return predict(
         [block.layout for block in plan.blocks],
         hardware,
-        heads=job.heads,
+        heads=job.heads // job.mesh.heads,
         head_dim=job.head_dim,
         backend=job.config.attention.backend,
         dtype=job.dtype,

@@ -47,18 +47,29 @@ def attention_flops(job: Job) -> tuple[float, float]:
     return dense * job.pattern.density, dense
 
 
-def received_bytes(job: Job, shards: Shards) -> dict[str, list[float]]:
-    """Bytes that each rank receives per layer and guidance pass, mean over offsets, by exchange.
+def received_bytes(job: Job) -> dict[str, list[float]]:
+    """Bytes of keys and values that each rank along the mesh's frames receives, by exchange.
 
-    A pipeline that runs both passes as one batch receives twice as much per call.
+    Per layer and guidance pass, mean over offsets. A pipeline that runs both passes as one batch on
+    the same ranks receives twice as much per call.
     """
+    shards = Shards(job.grid, job.mesh.frames)
     received = {name: np.zeros(shards.world) for name in EXCHANGES}
     # All exchanges for one matrix after the other: of a long video no two of them are held at once.
     for matrix in job.pattern.attended:
         for name, exchange in EXCHANGES.items():
             received[name] += exchange.received_tokens(shards, matrix)
-    one = token_bytes(1, job.heads, job.head_dim, job.dtype) / job.pattern.n_offsets
+    one = (
+        token_bytes(1, job.heads // job.mesh.heads, job.head_dim, job.dtype) / job.pattern.n_offsets
+    )
     return {name: (tokens * one).tolist() for name, tokens in received.items()}
+
+
+def head_bytes(job: Job) -> float:
+    """Bytes that each rank receives per layer and guidance pass for tokens exchanged for heads:
+    queries, keys, values and outputs."""
+    ranks, L = job.mesh.heads, job.shards.local_tokens
+    return 2 * L * token_bytes(1, job.heads, job.head_dim, job.dtype) * (ranks - 1) / ranks
 
 
 def tell(job: Job, stem: Path, said: set[str], aloud: bool = True) -> None:
@@ -118,11 +129,16 @@ def report(job: Job) -> str:
         f"shards     {job.world} rank(s) of {L} tokens = {L / P:.4g} frames"
         + ("" if L % P == 0 else "; cuts fall inside frames, which changes nothing")
     )
+    if job.mesh.world > job.mesh.frames:
+        lines.append(f"mesh       {job.mesh}")
     if job.world > 1:
         lines.append(
             "received   MB per rank, layer and guidance pass (min / mean / max over ranks):"
         )
-        for name, values in received_bytes(job, shards).items():
+    if job.mesh.heads > 1:
+        lines.append(f"             heads      {head_bytes(job) / 1e6:.4g}")
+    if job.mesh.frames > 1:
+        for name, values in received_bytes(job).items():
             low, mean, high = min(values) / 1e6, float(np.mean(values)) / 1e6, max(values) / 1e6
             mark = "  ← this job" if name == job.config.processes.exchange else ""
             lines.append(f"             {name:<10} {low:.4g} / {mean:.4g} / {high:.4g}{mark}")

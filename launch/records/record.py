@@ -31,6 +31,7 @@ def rank_facts(
         "attention_calls": received.calls,
         "kv_bytes_received": received.kv_bytes,
         "text_bytes_received": received.text_bytes,
+        "head_bytes_received": received.head_bytes,
     }
 
 
@@ -90,12 +91,13 @@ def make_record(
             "latent_frames": grid.frames,
             "tokens_per_frame": grid.tokens_per_frame,
             "tokens": grid.tokens,
+            "mesh": asdict(job.mesh),
             "ranks": job.world,
             "tokens_per_rank": job.shards.local_tokens,
         },
         "pattern": pattern_facts(job.pattern),
         "attention_flops_per_layer_and_pass": {"lvsa": sparse, "dense": dense},
-        "kv_bytes_per_rank_layer_and_pass_planned": received_bytes(job, job.shards)[
+        "kv_bytes_per_rank_layer_and_pass_planned": received_bytes(job)[
             job.config.processes.exchange
         ],
         "first_step": first_step,
