@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from lvsa.errors import CheckpointError, LVSAError
+from lvsa.launch import finish
 from lvsa.launch.arguments import parse
 from lvsa.launch.checkpoint import file
 from lvsa.launch.checkpoint.values import pack
@@ -149,8 +150,6 @@ def test_killed_while_decoding(model, undisturbed, tmp_path):
 
 def test_killed_between_the_video_and_the_end(model, tmp_path, monkeypatch):
     """What is there is not made again, and its checkpoint goes."""
-    from lvsa.launch import finish
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finish, "tidy_up", no_network)
         with pytest.raises(AssertionError):
