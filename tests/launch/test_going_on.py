@@ -34,7 +34,9 @@ def flags(model, folder, *more):
     return [
         "--model", model, "--prompt", "a red circle", "--steps", str(STEPS), "--guidance", "3",
         "--num-frames", "45", "--height", "32", "--width", "48", "--output-dir", str(folder),
-        "--output-name", "clip", "--device", "cpu", "--keep-latents", *SPARSE, *more,
+        "--output-name", "clip", "--device", "cpu", "--keep-latents",
+        # Between the second step and the third: each transformer denoises a half.
+        "--boundary", "0.9", *SPARSE, *more,
     ]  # fmt: skip
 
 
