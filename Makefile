@@ -12,6 +12,7 @@
 # that the tests run with, as a CPU build if the package index has that. To choose yourself:
 #   make TORCH="torch==2.13.0"      any requirement that pip takes
 #   make VENV=/path/to/venv         an environment elsewhere
+#   make test WORKERS=1             one test after another
 #   make PIP="uv pip"               uv instead of pip; UV_TORCH_BACKEND=cpu picks the CPU build
 
 PYTHON ?= python3.11
@@ -23,6 +24,8 @@ SERVING := tests/serving/environment
 UV ?= uv==0.13.9
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
+# Files of tests run side by side; many of them start up to four processes of their own.
+WORKERS ?= 2
 NPROC ?= $(if $(HAS_GPU),$(shell nvidia-smi -L | wc -l),2)
 PROMPT ?= a red circle bounces
 # uv reads no settings of pip's: a folder of wheels that pip finds is handed to it.
@@ -48,7 +51,7 @@ generate: install
 	  --output-dir outputs
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slurm: install
 	@command -v slurmctld munged >/dev/null || { set -ex; \

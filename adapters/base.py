@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+GuidanceStyle = Literal["calls", "batch"]
 
 
 class PipelineAdapter(ABC):
@@ -59,8 +60,8 @@ class PipelineAdapter(ABC):
         "prepare_latents",
     )
     """Methods of the pipelines that draw noise or encode inputs: one rank runs them for all."""
-    guidance_style: ClassVar[Literal["calls", "batch"]] = "calls"
-    """Whether pipelines make the two passes of guidance in calls of their own or in one batch."""
+    guidance_style: ClassVar[GuidanceStyle] = "calls"
+    """Whether the two passes of guidance are calls of their own, or halves of one batch."""
     component_dtypes: ClassVar[Mapping[str, torch.dtype]] = {}
     """Number formats of components that the authors keep in another one while the transformer is in
     half precision."""

@@ -19,7 +19,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.hooks import RemovableHandle
 
-from lvsa.comm import all_gather, group_rank, group_size, wait
+from lvsa.comm import gathered, group_rank, group_size
 from lvsa.cp_plans.base import ModelPlan
 from lvsa.cp_plans.trial import check_modules
 from lvsa.errors import PlanError
@@ -160,8 +160,5 @@ class GatherHook:
     def _whole(self, part: Tensor, gather: ContextParallelOutput | None) -> Tensor:
         if gather is None:
             return part
-        mine = part.contiguous()
-        everyone = mine.new_empty((group_size(self.group), *mine.shape))
-        work = all_gather(everyone.flatten(0, 1), mine, self.group, async_op=True)
-        wait(work, f"all-gather of the output of {self.name}", self.group)
+        everyone = gathered(part, self.group, f"the output of {self.name}")
         return torch.cat(everyone.unbind(), dim=gather.gather_dim)

@@ -91,12 +91,11 @@ class Files:
                 f"--output latents, --keep-latents: {type(pipe).__name__} decodes in its own way, "
                 "and its latents cannot be had"
             )
+        so_far = {**denoised.record, "seconds": self.seconds.laps}
         if latents is not None and checkpoint is not None and not checkpoint.decodes_only:
-            so_far = {**denoised.record, "seconds": self.seconds.laps}
             keep(latents, so_far, checkpoint, needed=wanted)
         if self.config.output.output == "latents":
-            record = {**denoised.record, "seconds": self.seconds.laps}
-            write_record(with_suffix(self.stem, ".json"), record)
+            write_record(with_suffix(self.stem, ".json"), so_far)
             frames = None
         else:
             if latents is not None:
@@ -108,6 +107,12 @@ class Files:
         if checkpoint is not None:
             tidy_up(checkpoint, self.stem, self.config)
         return frames
+
+    def decode(self, model: Model, denoised: Denoised) -> Any:
+        """Makes them of latents that were kept, as `finish`; of the model its VAE is loaded."""
+        pipe = decoder(model, self.config, denoised.latents)
+        self.seconds.lap("loading")
+        return self.finish(pipe, with_settings(denoised, self.config, self.stem))
 
     def write(self, frames: Any, record: dict[str, Any]) -> None:
         """Writes a decoded video ``[1, F, H, W, 3]`` and its record."""
@@ -158,16 +163,12 @@ def tidy_up(checkpoint: CheckpointFolder, stem: Path, config: GenerateConfig) ->
 def decode_kept(model: Model, video: Video, runtime: Runtime) -> Any:
     """Finishes a video whose denoising was done by a job that was interrupted after it."""
     runtime.progress.enter("loading")
-    denoised = with_settings(
-        read_latents(video.checkpoint.latents, runtime.device), video.config, video.stem
-    )
+    denoised = read_latents(video.checkpoint.latents, runtime.device)
     seconds = Stopwatch(denoised.record["seconds"])
-    pipe = decoder(model, video.config, denoised.latents)
-    seconds.lap("loading")
     files = Files(
         video.stem, video.config, seconds, runtime.progress, video.checkpoint, video.repeats
     )
-    return files.finish(pipe, denoised)
+    return files.decode(model, denoised)
 
 
 def decode_file(path: Path, config: GenerateConfig, runtime: Runtime) -> Any:
@@ -187,16 +188,13 @@ def decode_file(path: Path, config: GenerateConfig, runtime: Runtime) -> Any:
         )
     check_encoder()
     runtime.progress.enter("loading")
-    denoised = with_settings(read_latents(path, runtime.device), config, stem)
+    denoised = read_latents(path, runtime.device)
     seconds = Stopwatch(denoised.record["seconds"])
     model = open_model(config)
     made_by = denoised.record["model"]["pipeline"]
     model = replace(model, source=replace(model.source, loaded_as=made_by))
-    pipe = decoder(model, config, denoised.latents)
-    seconds.lap("loading")
     with claimed(stem):
-        files = Files(stem, config, seconds, runtime.progress)
-        return files.finish(pipe, denoised)
+        return Files(stem, config, seconds, runtime.progress).decode(model, denoised)
 
 
 def with_settings(denoised: Denoised, config: GenerateConfig, stem: Path) -> Denoised:

@@ -41,7 +41,11 @@ def without_effect(job: Job) -> list[str]:
             "--riflex-k: needs --riflex",
         ),
         *_riflex_changes_nothing(job),
-        *tuning_without_effect(config, steps, job.device, job.adapter.tiled_vae),
+        *tuning_without_effect(config.tuning, steps, job.device, job.adapter.tiled_vae),
+        (
+            config.output.profile is not None and config.output.dry_run,
+            "--profile: --dry-run makes no steps",
+        ),
         *sampling.without_effect(config.sampling, job.skeleton, guidance, steps),
         (video.strength is not None and video.video is None, "--strength: needs --video"),
         (

@@ -22,7 +22,17 @@ from lvsa.heads import HeadExchange
 from lvsa.merge import AttentionState
 from lvsa.pattern import Pattern
 from lvsa.shards import FrameGrid, Shards
-from lvsa.text import Received, TextOutput, TextTokens, parts_of, picked, valid_positions
+from lvsa.text import (
+    Received,
+    TextOutput,
+    TextTokens,
+    ValidText,
+    attend_text,
+    batches,
+    picked,
+    valid_positions,
+    valid_text,
+)
 
 __all__ = ["TABLES_KEPT", "LVSAttention", "Received", "TextTokens", "valid_positions"]
 
@@ -73,7 +83,8 @@ class LVSAttention:
         for ranks in (group, heads):
             check_agreement(settings, ranks, what="attention settings")
         self.group, self.device = group, torch.device(device)
-        self.heads = None if heads is None else HeadExchange(heads)
+        self.received = Received()
+        self.heads = None if heads is None else HeadExchange(heads, self.received)
         # Of the sequence outside of the attention.
         self.rank = group_rank(group) * group_size(heads) + group_rank(heads)
         self.world = group_size(group) * group_size(heads)
@@ -83,7 +94,6 @@ class LVSAttention:
         if pattern is not None and grid is not None:
             self.configure(pattern, grid)
         self.step = 0
-        self.received = Received()
 
     def configure(self, pattern: Pattern, grid: FrameGrid) -> None:
         """Makes this the engine of another pattern and grid; the tables of a few are kept.
@@ -98,18 +108,17 @@ class LVSAttention:
             raise LVSAError(
                 f"the pattern is for {pattern.frames} latent frames, the grid has {grid.frames}"
             )
+        shards = Shards(grid, self.world)
         exchange = self._exchanges.get((pattern, grid))
         if exchange is None:
-            Shards(grid, self.world)
-            shards = Shards(grid, group_size(self.group))
-            rank = group_rank(self.group)
-            exchange = self.exchange_type(shards, pattern, rank, self.group, self.device)
+            within, rank = Shards(grid, group_size(self.group)), group_rank(self.group)
+            exchange = self.exchange_type(within, pattern, rank, self.group, self.device)
             self._exchanges[pattern, grid] = exchange
             if len(self._exchanges) > TABLES_KEPT:
                 self._exchanges.popitem(last=False)
         self._exchanges.move_to_end((pattern, grid))
         self.pattern, self.grid = pattern, grid
-        self.shards, self.exchange = Shards(grid, self.world), exchange
+        self.shards, self.exchange = shards, exchange
 
     @property
     def local_tokens(self) -> int:
@@ -148,7 +157,6 @@ class LVSAttention:
         self._check(q_BLHD, k_BLHD, v_BLHD, text)
         if self.heads is None:
             return self._attend(q_BLHD, k_BLHD, v_BLHD, text, scale)
-        before = self.heads.received_bytes
         qkv = self.heads.to_heads(q_BLHD, k_BLHD, v_BLHD)
         if text is not None:
             q, k, v, valid = text
@@ -156,7 +164,6 @@ class LVSAttention:
             text = TextTokens(mine(q), mine(k), mine(v), valid)
         out, text_out = self._attend(*qkv, text, scale)
         out = self.heads.to_tokens(out)
-        self.received.head_bytes += self.heads.received_bytes - before
         return out, None if text_out is None else self.heads.all_heads(text_out)
 
     def _attend(
@@ -168,7 +175,8 @@ class LVSAttention:
         scale: float | None,
     ) -> tuple[Tensor, Tensor | None]:
         """`__call__` for the heads that this rank attends."""
-        text_out = None if text is None else self._start_text(text, k_BLHD, v_BLHD, scale)
+        words = [] if text is None else valid_text(text.k_BXHD, text.v_BXHD, text.valid)
+        text_out = None if text is None else self._start_text(text, words, k_BLHD, v_BLHD, scale)
         state: AttentionState | None = None
         offset = self.pattern.offset(self.step)
         to_come = len(self.exchange.plans[offset].blocks)
@@ -180,7 +188,7 @@ class LVSAttention:
             del block  # or its keys and values would stand beside those of the block after next
         assert state is not None, "a stream begins with the rank's own shard"
         if text is not None:
-            state = self._attend_text(q_BLHD, text, scale, state)
+            state = attend_text(self.backend, q_BLHD, words, scale, state)
         self.received.calls += 1
         self.received.kv_bytes += self.exchange.received_bytes - before
         finished = None if text_out is None else text_out.finish().to(q_BLHD.dtype)
@@ -207,41 +215,27 @@ class LVSAttention:
                     "in dimension 1. Set it up again for this size and frame count"
                 )
 
-    def _attend_text(
-        self,
-        q_BLHD: Tensor,
-        text: TextTokens,
-        scale: float | None,
-        state: AttentionState,
-        more: bool = False,
-    ) -> AttentionState:
-        """``state`` with any queries' attention over all valid text merged into it."""
-        states = []
-        for batch, positions in parts_of(text):
-            k, v = (picked(x[batch], positions) for x in (text.k_BXHD, text.v_BXHD))
-            part = AttentionState(*(x[batch] for x in state))
-            states.append(self.backend.attend_all(q_BLHD[batch], k, v, scale, part, more))
-        if len(states) == 1:
-            return states[0]
-        outs, lses = zip(*states, strict=True)
-        return AttentionState(torch.cat(outs), torch.cat(lses))
-
     def _start_text(
-        self, text: TextTokens, k_BLHD: Tensor, v_BLHD: Tensor, scale: float | None
+        self,
+        text: TextTokens,
+        words: list[ValidText],
+        k_BLHD: Tensor,
+        v_BLHD: Tensor,
+        scale: float | None,
     ) -> TextOutput:
         """Valid text queries over the local video, sent to all ranks while that is attended."""
         travels = group_size(self.group) > 1
         # Every rank holds the text; one of them counts it.
         counts = group_rank(self.group) == 0
         states = []
-        for batch, positions in parts_of(text):
-            q, k_text, v_text = (picked(x[batch], positions) for x in text[:3])
+        for (batch, positions), part in zip(batches(text.valid), words, strict=True):
+            q = picked(text.q_BXHD[batch], positions)
             if not q.shape[1]:
                 states.append(nothing_attended(q))  # kernels may want a query
                 continue
             k, v = k_BLHD[batch], v_BLHD[batch]
             state = self.backend.attend_all(q, k, v, scale, more=counts or travels)
             if counts:
-                state = self.backend.attend_all(q, k_text, v_text, scale, state, travels)
+                state = self.backend.attend_all(q, *part[1:], scale, state, travels)
             states.append(state)
         return TextOutput(text, states, self.group, self.received)

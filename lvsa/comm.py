@@ -37,7 +37,9 @@ def wait(work: dist.Work | None, operation: str, group: dist.ProcessGroup | None
         ) from error
 
 
-def wait_all(works: Iterable[dist.Work], operation: str, group: dist.ProcessGroup | None) -> None:
+def wait_all(
+    works: Iterable[dist.Work | None], operation: str, group: dist.ProcessGroup | None
+) -> None:
     """Waits for each of them; errors as `wait`."""
     for work in works:
         wait(work, operation, group)
@@ -50,6 +52,20 @@ def all_gather(
     # The name that torch 2.13 introduced; the old one warns there.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     return gather(parts, mine, group=group, async_op=async_op)
+
+
+def gathered(mine: Tensor, group: dist.ProcessGroup | None, operation: str) -> Tensor:
+    """``[N, …]``: what every rank has, in rank order; errors as `wait`.
+
+    Args:
+        mine: ``[…]``, of one shape and dtype on all ranks, with at least one dimension.
+        operation: what travels, for messages.
+    """
+    mine = mine.contiguous()
+    everyone = mine.new_empty((group_size(group), *mine.shape))
+    work = all_gather(everyone.flatten(0, 1), mine, group, async_op=True)
+    wait(work, f"all-gather of {operation}", group)
+    return everyone
 
 
 def check_agreement(
@@ -92,8 +108,7 @@ def check_replicated(tensors: Mapping[str, Tensor], group: dist.ProcessGroup | N
     if group_size(group) == 1 or not tensors:
         return
     mine = torch.stack([fingerprint(tensor) for tensor in tensors.values()])
-    everyone = mine.new_empty((group_size(group), *mine.shape))
-    all_gather(everyone.flatten(0, 1), mine, group)
+    everyone = gathered(mine, group, "fingerprints of inputs")
     differs = (everyone != everyone[:1]).any(-1)
     problems = [
         f"{name} (rank {', '.join(map(str, differs[:, i].nonzero().flatten().tolist()))})"

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from lvsa.comm import all_gather, group_rank, group_size, wait
+from lvsa.comm import gathered, group_rank, group_size, wait
 from lvsa.errors import LVSAError
+from lvsa.text import Received
 
 
 def check_heads(heads: int, ranks: int) -> None:
@@ -33,12 +34,12 @@ class HeadExchange:
 
     Args:
         group: the ranks, in the order of their tokens.
+        received: counts the video tokens that arrive from other ranks.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, received: Received) -> None:
         self.group, self.rank, self.ranks = group, group_rank(group), group_size(group)
-        self.received_bytes = 0
-        """Bytes of video tokens that arrived from other ranks."""
+        self.received = received
 
     def to_heads(
         self, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor
@@ -75,10 +76,7 @@ class HeadExchange:
 
     def all_heads(self, out_BXhD: Tensor) -> Tensor:
         """Text tokens with the heads of all ranks, ``[B, X, H, D]``."""
-        everyone = out_BXhD.new_empty((self.ranks, *out_BXhD.shape))
-        mine = out_BXhD.contiguous()
-        work = all_gather(everyone.flatten(0, 1), mine, self.group, async_op=True)
-        wait(work, "all-gather of text heads", self.group)
+        everyone = gathered(out_BXhD, self.group, "text heads")
         return everyone.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
     def _by_head(self, x_BLHD: Tensor) -> Tensor:
@@ -93,7 +91,7 @@ class HeadExchange:
     def _finish(self, arrived: Tensor, work: dist.Work | None, what: str) -> Tensor:
         wait(work, f"all-to-all of {what} among heads", self.group)
         others = arrived.numel() // self.ranks * (self.ranks - 1)
-        self.received_bytes += others * arrived.element_size()
+        self.received.head_bytes += others * arrived.element_size()
         return arrived
 
 

@@ -68,7 +68,8 @@ class MeshSizes:
         return " × ".join(shown) or "1 rank"
 
     def device_mesh(self, device_type: str) -> DeviceMesh | None:
-        """The mesh over the default process group; None for one rank. All ranks must call it.
+        """The mesh over the default process group, of the dimensions that have several ranks; None
+        for one rank. All ranks must call it.
 
         Raises:
             LVSAError: where the process group has another number of ranks.
@@ -77,8 +78,10 @@ class MeshSizes:
             raise LVSAError(f"{self} are {self.world} ranks; {dist.get_world_size()} were started")
         if self.world == 1:
             return None
-        shape = tuple(getattr(self, name) for name in DIMENSIONS)
-        return init_device_mesh(device_type, shape, mesh_dim_names=DIMENSIONS)
+        # A dimension of one rank would cost a process group, and with NCCL a communicator.
+        names = tuple(name for name in DIMENSIONS if getattr(self, name) > 1)
+        shape = tuple(getattr(self, name) for name in names)
+        return init_device_mesh(device_type, shape, mesh_dim_names=names)
 
 
 def mesh_sizes(
@@ -135,8 +138,9 @@ class VideoMesh:
             return cls()
         names = tuple(mesh.mesh_dim_names or ())
         if mesh.ndim == 1 and not set(names) & set(DIMENSIONS):
-            group = mesh.get_group() if mesh.size() > 1 else None
-            return cls(group, None, mesh, group, None)
+            if mesh.size() == 1:
+                return cls()
+            return cls(video=mesh.get_group(), sequence=mesh, frames=mesh.get_group())
         known = tuple(name for name in DIMENSIONS if name in names)
         if not names or names != known:
             raise LVSAError(
@@ -156,11 +160,11 @@ class VideoMesh:
 def _group(mesh: DeviceMesh, *dimensions: str) -> dist.ProcessGroup | None:
     """The group of these dimensions of a mesh; None for one rank."""
     part = _part(mesh, *dimensions)
-    return None if part is None or part.size() == 1 else part.get_group()
+    return None if part is None else part.get_group()
 
 
 def _part(mesh: DeviceMesh, *dimensions: str) -> DeviceMesh | None:
-    """These dimensions of a mesh as one; None where it has none of them."""
+    """These dimensions of a mesh as one; None for one rank."""
     names = tuple(name for name in dimensions if name in (mesh.mesh_dim_names or ()))
     if not names:
         return None

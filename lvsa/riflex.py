@@ -11,7 +11,7 @@ nothing in a video that is no longer than N_k:
     θ'_k = 0.9 · 2π / L_test    where L_test > N_k
 
 k belongs to a model. The paper proposes the component whose period is nearest the latent frame
-where the first repetition is seen (Eq. 7); see `lvsa.adapters.install.rope_patch` for each model's.
+where the first repetition is seen (Eq. 7); see `lvsa.adapters.install.ropes` for each model's.
 
 Everything here counts latent frames and knows no model.
 """

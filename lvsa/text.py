@@ -4,6 +4,7 @@ Every rank holds the text and a part of the video. A rank attends its part for t
 the states of all ranks are merged, in the same order everywhere.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from lvsa.comm import all_gather, group_size, wait
+from lvsa.backends import Backend
+from lvsa.comm import all_gather, group_size, wait_all
 from lvsa.merge import AttentionState, merge_all
 
 
@@ -52,15 +54,61 @@ class Received:
     head_bytes: int = 0
 
 
-def parts_of(text: TextTokens) -> list[tuple[slice, Tensor | None]]:
+class ValidText(NamedTuple):
+    """Valid text of a part of the batch.
+
+    Args:
+        batch: the part: one element, or all of them where all text is valid.
+        k_BXHD, v_BXHD: its valid tokens.
+    """
+
+    batch: slice
+    k_BXHD: Tensor
+    v_BXHD: Tensor
+
+
+def batches(valid: Sequence[Tensor] | None) -> list[tuple[slice, Tensor | None]]:
     """Batch elements with the positions of their valid text; all of them where all is valid."""
-    if text.valid is None:
+    if valid is None:
         return [(slice(None), None)]
-    return [(slice(b, b + 1), positions) for b, positions in enumerate(text.valid)]
+    return [(slice(b, b + 1), positions) for b, positions in enumerate(valid)]
 
 
 def picked(x_BXHD: Tensor, positions: Tensor | None) -> Tensor:
+    """The tokens at these positions; all of them without."""
     return x_BXHD if positions is None else x_BXHD.index_select(1, positions)
+
+
+def valid_text(k_BXHD: Tensor, v_BXHD: Tensor, valid: Sequence[Tensor] | None) -> list[ValidText]:
+    """Keys and values of the valid text, in parts of the batch that have equally many."""
+    return [
+        ValidText(batch, picked(k_BXHD[batch], positions), picked(v_BXHD[batch], positions))
+        for batch, positions in batches(valid)
+    ]
+
+
+def attend_text(
+    backend: Backend,
+    q_BLHD: Tensor,
+    parts: Sequence[ValidText],
+    scale: float | None,
+    state: AttentionState,
+    more: bool = False,
+) -> AttentionState:
+    """``state`` with any queries' attention over all valid text merged into it.
+
+    Args:
+        parts: see `valid_text`.
+        more: whether more keys follow; see `Backend.attend`.
+    """
+    states = []
+    for batch, k, v in parts:
+        part = AttentionState(*(x[batch] for x in state))
+        states.append(backend.attend_all(q_BLHD[batch], k, v, scale, part, more))
+    if len(states) == 1:
+        return states[0]
+    outs, lses = zip(*states, strict=True)
+    return AttentionState(torch.cat(outs), torch.cat(lses))
 
 
 class TextOutput:
@@ -101,8 +149,7 @@ class TextOutput:
         """``[B, X, H, D]``, the same bits on every rank; zero where the text is not valid."""
         parts = [out.flatten(0, 1) for out, _ in self.states]
         if self.world > 1:
-            for work in self.work:
-                wait(work, "all-gather of text attention", self.group)
+            wait_all(self.work, "all-gather of text attention", self.group)
             self.received.text_bytes += sum(
                 (self.world - 1) * x[0].numel() * x.element_size() for x in self.everyone
             )

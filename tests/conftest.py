@@ -1,5 +1,6 @@
 """Tiny tensors are slower on many threads than on one, and ranks share the machine's cores."""
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -21,3 +22,26 @@ def _environment_of_each_test() -> Iterator[None]:
     for name in {*os.environ} - {*before, "PYTEST_CURRENT_TEST"}:
         del os.environ[name]
     os.environ.update({k: v for k, v in before.items() if k != "PYTEST_CURRENT_TEST"})
+
+
+def _logging() -> tuple[dict[str, int], list[logging.Handler]]:
+    loggers = {
+        name: logger.level
+        for name, logger in logging.root.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger)
+    }
+    return loggers, [*logging.root.handlers]
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_each_test() -> Iterator[None]:
+    """A launcher that runs in this process sets levels and handlers: for its own test only."""
+    logging.getLogger("lvsa")
+    levels, handlers = _logging()
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    # pytest's own handlers come and go between the phases of a test.
+    for handler in _logging()[1]:
+        if handler not in handlers and not type(handler).__module__.startswith("_pytest"):
+            logging.root.removeHandler(handler)

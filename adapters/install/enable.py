@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from lvsa.adapters import adapter_for, get_adapter
 from lvsa.adapters.base import ModelAdapter
@@ -24,7 +24,7 @@ from lvsa.cp_plans import ModelPlan
 from lvsa.cp_plans.trial import meta_twin
 from lvsa.errors import LVSAError
 from lvsa.heads import check_heads
-from lvsa.mesh import VideoMesh
+from lvsa.mesh import MeshSizes, VideoMesh
 from lvsa.pattern import Pattern
 from lvsa.processor import LVSAProcessor
 from lvsa.settings import LVSASettings
@@ -190,11 +190,9 @@ def _install(pipe: Any, session: LVSASession, ranks: VideoMesh) -> None:
 
 
 def default_mesh(pipe: Any) -> DeviceMesh | None:
-    """All ranks of the default process group in one dimension; None where there is none."""
-    if not dist.is_initialized():
-        return None
-    world = dist.get_world_size()
-    return init_device_mesh(device_of(pipe).type, (world,), mesh_dim_names=("frames",))
+    """All ranks of the default process group in one dimension; None for one process."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    return MeshSizes(frames=world).device_mesh(device_of(pipe).type)
 
 
 def device_of(pipe: Any) -> torch.device:

@@ -8,18 +8,17 @@ both. Those that put both passes into one batch (CogVideoX) have it cut in two.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from lvsa.comm import all_gather, group_rank, wait
+from lvsa.adapters.base import GuidanceStyle
+from lvsa.comm import gathered, group_rank
 from lvsa.errors import LVSAError
 from lvsa.mesh import PASSES
 from lvsa.wrapping import Undo, wrap_method
-
-Style = Literal["calls", "batch"]
 
 
 class GuidanceParallel:
@@ -33,7 +32,7 @@ class GuidanceParallel:
     """
 
     def __init__(
-        self, transformers: Mapping[str, nn.Module], style: Style, group: dist.ProcessGroup
+        self, transformers: Mapping[str, nn.Module], style: GuidanceStyle, group: dist.ProcessGroup
     ) -> None:
         self.group, self.rank = group, group_rank(group)
         self._calls = 0
@@ -116,11 +115,7 @@ class GuidanceParallel:
 
     def _gather(self, mine: Tensor) -> Tensor:
         """``[2, …]``: what both ranks have."""
-        mine = mine.contiguous()
-        everyone = mine.new_empty((PASSES, *mine.shape))
-        work = all_gather(everyone.flatten(0, 1), mine, self.group, async_op=True)
-        wait(work, "all-gather of the guidance passes", self.group)
-        return everyone
+        return gathered(mine, self.group, "the guidance passes")
 
 
 def _hidden_states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

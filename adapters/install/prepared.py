@@ -18,7 +18,7 @@ from diffusers.hooks.sea_cache import SeaCacheLeaderBlockHook
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from lvsa.comm import all_gather, group_size
+from lvsa.comm import gathered, group_size
 from lvsa.errors import LVSAError
 from lvsa.wrapping import Undo, wrap_method
 
@@ -158,6 +158,4 @@ def _of_all(mine: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """``[N, n]``, the numbers of every rank in rank order: the same bits everywhere."""
     if group_size(group) == 1:
         return mine[None].cpu()
-    everyone = mine.new_empty((group_size(group), *mine.shape))
-    all_gather(everyone.flatten(0, 1), mine, group)
-    return everyone.cpu()
+    return gathered(mine, group, "decisions of a step cache").cpu()

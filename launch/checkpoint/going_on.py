@@ -39,7 +39,7 @@ def going_on(
         CheckpointError: on every rank, for a checkpoint that cannot be read or does not fit.
     """
     start, made = None, None
-    if runtime.from_first(folder.steps > 0 if runtime.first else False):
+    if runtime.from_first(runtime.on_first(lambda: folder.steps)):
         read = runtime.on_first(folder.read)
         state = share(None if read is None else vars(read[0]), runtime.group)
         start = LoopState(**unpack(Packed(**state), runtime.device))

@@ -10,7 +10,6 @@ from typing import Any
 
 from lvsa.launch.job import Job
 from lvsa.launch.records.output import versions
-from lvsa.launch.requests.existing import settings_of_job
 
 FORMAT = 1
 """Of our files; a checkpoint of another is one of another job."""
@@ -41,7 +40,9 @@ class Identity:
         return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def identity_of(job: Job, name: str, device_type: str, loras: Iterable[Path] = ()) -> Identity:
+def identity_of(
+    job: Job, name: str, settings: Mapping[str, Any], loras: Iterable[Path] = ()
+) -> Identity:
     """The identity of a job.
 
     Ranks and exchange are no part of it: they change a video by rounding alone.
@@ -49,20 +50,20 @@ def identity_of(job: Job, name: str, device_type: str, loras: Iterable[Path] = (
     Args:
         job: the checked plan.
         name: of the output.
-        device_type: that computes; another kind of device has state of its own.
+        settings: all that the video depends on, see `settings_of_job`.
         loras: files that are merged into the weights.
     """
-    settings = {n: value for n, value in settings_of_job(job).items() if n not in NO_MATTER}
     return Identity(
         {
             "format": FORMAT,
             "name": name,
-            "settings": settings,
+            "settings": {n: value for n, value in settings.items() if n not in NO_MATTER},
             "pattern": job.pattern.digest,
             "pipeline": job.source.pipeline_class,
             "model": job.source.revision or sampled_digest(job.source.folder),
             "loras": [sampled_digest(file) for file in loras],
-            "device": device_type,
+            # Another kind of device has state of its own.
+            "device": job.device.type,
             "versions": {name: major(versions()[name]) for name in PACKAGES},
         }
     )

@@ -10,6 +10,7 @@ import threading
 import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ def as_text(record: dict[str, Any]) -> str:
     return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of everything that a result may depend on."""
     found = {"python": platform.python_version(), "lvsa": lvsa.__version__}

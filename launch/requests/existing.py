@@ -30,11 +30,12 @@ class Existing:
     def __init__(self) -> None:
         self._weights: dict[Path, dict[str, str]] = {}
 
-    def holds(self, job: Job, stem: Path) -> bool:
+    def holds(self, job: Job, stem: Path, settings: Mapping[str, Any] | None = None) -> bool:
         """Whether the video of a job is there: its record names the same settings and model.
 
         Args:
             stem: path of the output, without suffix.
+            settings: those of the job, where they are known: its files are read for them.
 
         Raises:
             ExistingVideo: where there is another; names what differs.
@@ -46,7 +47,7 @@ class Existing:
         if record is None:
             differ = ["no record of it beside it"]
         else:
-            now, then = settings_of_job(job), _settings_of_record(record)
+            now, then = settings or settings_of_job(job), _settings_of_record(record)
             differ = [
                 f"{name} {then.get(name)!r} (now {now.get(name)!r})"
                 for name in sorted(now.keys() | then.keys())

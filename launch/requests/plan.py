@@ -19,7 +19,7 @@ from lvsa.launch.job import Job, Model, make_job
 from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.records.output import output_stem
 from lvsa.launch.records.provenance import input_digests
-from lvsa.launch.requests.existing import Existing
+from lvsa.launch.requests.existing import Existing, settings_of_job
 from lvsa.launch.requests.lists import ListError, Request
 from lvsa.launch.requests.names import named
 from lvsa.launch.requests.repeat import check_repeat
@@ -82,9 +82,10 @@ def plan_videos(
             stem = output_stem(config.output.output_dir, config.output.output_name or "")
             if request.repeats is not None:
                 check_repeat(request.repeats, input_digests(config.video), world)
-            done = not config.output.overwrite and _there(existing, job, stem)
+            settings = settings_of_job(job)
+            done = not config.output.overwrite and _there(existing, job, stem, settings)
             loras = [lora.file for lora in model.loras]
-            identity = identity_of(job, stem.name, device.type, loras)
+            identity = identity_of(job, stem.name, settings, loras)
             checkpoint = CheckpointFolder(stem.parent, identity)
             denoised = checkpoint.decodes_only and not config.checkpoint.fresh
             videos.append(
@@ -113,9 +114,9 @@ def quietly() -> Iterator[None]:
         ours.setLevel(level)
 
 
-def _there(existing: Existing, job: Job, stem: Path) -> bool:
+def _there(existing: Existing, job: Job, stem: Path, settings: Mapping[str, Any]) -> bool:
     try:
-        return existing.holds(job, stem)
+        return existing.holds(job, stem, settings)
     except LVSAError as error:
         # A plan replaces nothing.
         if not job.config.output.dry_run:

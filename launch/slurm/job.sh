@@ -18,13 +18,13 @@ export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 export NPROC_PER_NODE=${NPROC_PER_NODE:-}
 export TASKS_PER_NODE=${SLURM_NTASKS_PER_NODE:-1}
 
-# Queues the job again, to go on from its last denoising step. Needs the reason.
+# Queues the job again, to go on from its last checkpoint. Needs the reason.
 queue_again() {
   if ((${SLURM_RESTART_COUNT:-0} >= ${MAX_RESTARTS:-20})); then
     echo "$1; queued again ${SLURM_RESTART_COUNT} times already, and not any more" >&2
     return
   fi
-  echo "$1; queued again, to go on from the last denoising step" >&2
+  echo "$1; queued again, to go on from the last checkpoint" >&2
   scontrol requeue "$SLURM_JOB_ID"
 }
 
@@ -41,7 +41,8 @@ run_on_all_nodes() {
     code=$?
     kill -0 "$step" 2>/dev/null || break
   done
-  # Killed from outside: a node that is lost, which Slurm notices much later than the others.
-  if ((code > 128)); then queue_again "a process was killed by signal $((code - 128))"; fi
+  # SIGKILL comes from outside: a node that is lost, which Slurm notices much later than the others,
+  # or its memory that ran out. Other signals are what srun ends the nodes with that did not fail.
+  if ((code == 137)); then queue_again "a node's processes were killed"; fi
   exit "$code"
 }

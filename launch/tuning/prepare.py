@@ -15,7 +15,7 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from lvsa.errors import LVSAError
-from lvsa.launch.config import GenerateConfig, TuningConfig
+from lvsa.launch.config import TuningConfig
 from lvsa.launch.loading.lora import FoundLoRA, merge_loras
 from lvsa.launch.tuning.caches import CACHES, check_cache, enable_cache, parse_cache
 
@@ -45,10 +45,9 @@ def check_tuning(tuning: TuningConfig, pipe: Any) -> None:
 
 
 def tuning_without_effect(
-    config: GenerateConfig, steps: int, device: torch.device, tiled_anyway: bool
+    tuning: TuningConfig, steps: int, device: torch.device, tiled_anyway: bool
 ) -> list[tuple[bool, str]]:
     """Settings that change nothing for a video of so many steps: whether that is so, and why."""
-    tuning, output = config.tuning, config.output
     cache = None if tuning.cache is None else CACHES[parse_cache(tuning.cache)[0]]
     return [
         (
@@ -60,10 +59,6 @@ def tuning_without_effect(
             f"--offload {tuning.offload}: the device is the CPU, where weights are anyway",
         ),
         (tuning.vae_tiling and tiled_anyway, "--vae-tiling: this model decodes in tiles anyway"),
-        (
-            output.profile is not None and output.dry_run,
-            "--profile: --dry-run makes no steps",
-        ),
     ]
 
 

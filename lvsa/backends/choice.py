@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from lvsa.backends import triton_shapes
+from lvsa.backends.ascend import DTYPES
 from lvsa.backends.base import Backend
 from lvsa.backends.registry import BACKENDS, get_backend
 from lvsa.backends.sdpa import Device, kernels_that_fit
 from lvsa.layout import BlockLayout
 from lvsa.merge import AttentionState
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-"""Those that the backends triton and npu take."""
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[str, str]:

@@ -10,7 +10,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lvsa.attention import valid_positions
 from lvsa.backends import Backend, get_backend
 from lvsa.errors import LVSAError
 from lvsa.layout import BlockLayout, Piece, build_layout
@@ -22,6 +21,7 @@ from lvsa.serving.vllm_omni.reporting import say
 from lvsa.serving.vllm_omni.sequence import Queries, TokenSequence
 from lvsa.settings import joined
 from lvsa.shards import FrameGrid, TokenRange
+from lvsa.text import ValidText, attend_text, valid_positions, valid_text
 
 PATTERNS_KEPT = 8
 LAYOUTS_KEPT = 128
@@ -73,19 +73,24 @@ class GridAttention:
         backend = _backend(self.options.backend, q_BLHD.device)
         video = slice(*sequence.video)
         k_video, v_video = k_BKHD[:, video], v_BKHD[:, video]
-        texts = [(k_BKHD[:, a:b], v_BKHD[:, a:b]) for a, b in sequence.text]
         valid = None if mask_BX is None else valid_positions(mask_BX)
+        # The mask is that of the last range of text.
+        masks = [None] * (len(sequence.text) - 1) + [valid]
+        texts = [
+            valid_text(k_BKHD[:, a:b], v_BKHD[:, a:b], mask)
+            for (a, b), mask in zip(sequence.text, masks, strict=False)
+        ]
         parts: list[tuple[int, int, Tensor]] = []
         for start, stop, first in queries.video:
             q = q_BLHD[:, start:stop]
             share = (first, first + stop - start)
             layout = self.layout(sequence.grid, share, self.offset(sequence.grid, step), q.device)
             state = backend.attend(q, k_video, v_video, layout, scale, more=bool(texts))
-            parts.append((start, stop, _attend_text(backend, q, texts, valid, scale, state)))
+            parts.append((start, stop, _attend_text(backend, q, texts, scale, state)))
         for start, stop, _ in queries.text:
             q = q_BLHD[:, start:stop]
             state = backend.attend_all(q, k_video, v_video, scale, more=True)
-            parts.append((start, stop, _attend_text(backend, q, texts, valid, scale, state)))
+            parts.append((start, stop, _attend_text(backend, q, texts, scale, state)))
         if len(parts) == 1 and parts[0][:2] == (0, queries.rows):
             return parts[0][2].to(q_BLHD.dtype)
         out = torch.zeros_like(q_BLHD, memory_format=torch.contiguous_format)
@@ -129,21 +134,11 @@ def _backend(name: str, device: torch.device) -> Backend:
 def _attend_text(
     backend: Backend,
     q_BLHD: Tensor,
-    texts: Sequence[tuple[Tensor, Tensor]],
-    valid: Sequence[Tensor] | None,
+    texts: Sequence[Sequence[ValidText]],
     scale: float | None,
     state: AttentionState,
 ) -> Tensor:
-    """``state`` with all text merged into it, of the last range the valid tokens alone."""
-    for left, (k_BXHD, v_BXHD) in zip(reversed(range(len(texts))), texts, strict=True):
-        if left or valid is None:
-            state = backend.attend_all(q_BLHD, k_BXHD, v_BXHD, scale, state, more=left > 0)
-            continue
-        outs = []
-        for b, positions in enumerate(valid):
-            one = slice(b, b + 1)
-            k_1CHD, v_1CHD = (x[one].index_select(1, positions) for x in (k_BXHD, v_BXHD))
-            part = AttentionState(*(x[one] for x in state))
-            outs.append(backend.attend_all(q_BLHD[one], k_1CHD, v_1CHD, scale, part).out_BLHD)
-        return torch.cat(outs)
+    """``state`` with all ranges of text merged into it."""
+    for left, words in zip(reversed(range(len(texts))), texts, strict=True):
+        state = attend_text(backend, q_BLHD, words, scale, state, more=left > 0)
     return state.out_BLHD

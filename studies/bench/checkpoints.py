@@ -6,7 +6,6 @@ A loop with the scheduler of Wan runs on latents of a full-size video. Each of i
 matrices for some seconds, as a transformer would, with a checkpoint after every step or without.
 """
 
-import json
 import logging
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from lvsa.launch.checkpoint.folder import INPUTS, STATE, CheckpointFolder
 from lvsa.launch.checkpoint.identity import Identity
 from lvsa.launch.checkpoint.keeper import Keeper
 from lvsa.launch.checkpoint.loop import DenoisingLoop
+from lvsa.launch.records.output import write_record
 
 logger = logging.getLogger("lvsa.studies.bench.checkpoints")
 
@@ -171,7 +171,7 @@ def main() -> None:
     result = bench(config)
     sys.stdout.write(summary(result) + "\n")
     if config.output is not None:
-        config.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_record(config.output, result)
 
 
 if __name__ == "__main__":

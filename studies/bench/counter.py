@@ -23,6 +23,8 @@ ENGINE = {
     "lvsa.merge": "merge",
     "lvsa.rope": "rope",
     "lvsa.attention": "cat/copy",
+    "lvsa.heads": "cat/copy",
+    "lvsa.text": "cat/copy",
     "lvsa.backends": "cat/copy",
     "lvsa.exchange": "cat/copy",
 }

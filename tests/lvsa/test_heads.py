@@ -13,6 +13,7 @@ from lvsa.heads import HeadExchange, check_heads
 from lvsa.keyframes import published
 from lvsa.mesh import DIMENSIONS, MeshSizes, VideoMesh, mesh_sizes
 from lvsa.shards import FrameGrid
+from lvsa.text import Received
 from tests.support.engines import expected, padded_text, random_qkv
 from tests.support.errors import refuses
 from tests.support.ranks import run_ranks
@@ -86,7 +87,7 @@ def refused(rank, world):
     ranks = VideoMesh.of(MeshSizes(heads=2).device_mesh("cpu"))
     assert ranks.heads is not None
     with refuses(LVSAError, 3, 2, "1, 3"):
-        HeadExchange(ranks.heads).to_heads(*random_qkv(4, 0, H=3))
+        HeadExchange(ranks.heads, Received()).to_heads(*random_qkv(4, 0, H=3))
     with refuses(LVSAError, "2 frames", 4, 2):
         MeshSizes(frames=2, heads=2).device_mesh("cpu")
     mesh = dist.device_mesh.init_device_mesh("cpu", (1, 2), mesh_dim_names=("heads", "frames"))

@@ -138,9 +138,20 @@ class Cluster:
         self._stop(node, signal.SIGKILL)
 
     def start_daemon(self, node: str) -> None:
-        """Starts a node's slurmd again, and waits until Slurm has heard of it."""
+        """Starts a node's slurmd again, and waits until Slurm has heard of the new one."""
+        before = self._daemon_started(node)
+        time.sleep(1.1)  # Slurm tells the time in seconds
         self._start(node, "slurmd", "-D", "-N", node)
         self._await_nodes((node,))
+        end = time.monotonic() + 60
+        while self._daemon_started(node) == before:
+            if time.monotonic() > end:
+                raise ClusterError(f"node {node} is still the one of {before}\n{self.logs()}")
+            time.sleep(0.3)
+
+    def _daemon_started(self, node: str) -> str:
+        words = self.run("scontrol", "--oneliner", "show", "node", node).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)["SlurmdStartTime"]
 
     def _start(self, name: str, *command: str) -> None:
         log = (self.folder / f"{name}.out.log").open("ab")

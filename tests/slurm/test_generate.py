@@ -66,12 +66,13 @@ def test_srun_without_torchrun(cluster: Cluster, alone: torch.Tensor, tmp_path: 
     check(tmp_path, alone)
 
 
-def test_a_job_that_cannot_work_fails(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_job_that_cannot_work_fails(cluster: Cluster, tmp_path: Path, nodes: int) -> None:
     log = tmp_path / "job.log"
     job = cluster.submit(
         SCRIPTS / "generate.sbatch", "--prompt", "x", "--num-frames", "98",
         "--output-dir", str(tmp_path),
-        options=[*GPUS, f"--output={log}"], variables=VARIABLES, folder=ROOT,
+        options=[f"--nodes={nodes}", *GPUS, f"--output={log}"], variables=VARIABLES, folder=ROOT,
     )  # fmt: skip
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0")
