@@ -210,7 +210,7 @@ class ProcessesConfig:
     """Kind of device. auto: the accelerator that PyTorch sees, else the CPU."""
     exchange: ExchangeName = "needed"
     """How keys and values travel: only needed frames, straight to who attends them (needed) or from
-    neighbour to neighbour (ring), or all of them to all."""
+    neighbor to neighbor (ring), or all of them to all."""
     ulysses: Annotated[int, Range(1, 1_024)] = 1
     """Ranks that exchange tokens for attention heads, which this must divide; the other ranks of a
     video exchange frames."""

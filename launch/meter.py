@@ -1,4 +1,4 @@
-"""Seconds per denoising step and memory, without a synchronisation in the loop."""
+"""Seconds per denoising step and memory, without a synchronization in the loop."""
 
 import resource
 import time

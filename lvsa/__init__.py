@@ -7,7 +7,7 @@ In one call, on a pipeline that diffusers loaded:
     with lvsa.enable(pipe):
         video = pipe(prompt, num_frames=321, height=480, width=832).frames[0]
 
-With an initialised process group the sequence is cut among its ranks; without one, the same
+With an initialized process group the sequence is cut among its ranks; without one, the same
 attention runs in one process.
 """
 

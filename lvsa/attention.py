@@ -49,7 +49,7 @@ class LVSAttention:
         grid: the token grid of the whole video; None until then too.
         group: process group among which keys and values travel; None for one process.
         heads: process group that exchanges tokens for heads around the attention; None without.
-            The sequence is cut among both, and ranks of ``heads`` hold neighbouring parts.
+            The sequence is cut among both, and ranks of ``heads`` hold neighboring parts.
         exchange: name of the KV exchange, see `lvsa.exchange`; no effect on one rank.
         backend: name of the attention kernel, see `lvsa.backends`, or one built by hand.
         device: where the tensors will be.

@@ -100,7 +100,7 @@ def check_agreement(
 def check_replicated(tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> None:
     """Stops every rank where a tensor that all must share bit for bit differs among them.
 
-    Costs one small all-gather and a host synchronisation: once a generation, not in the loop.
+    Costs one small all-gather and a host synchronization: once a generation, not in the loop.
 
     Raises:
         RankMismatch: on all ranks alike, naming the tensor and the ranks that differ from rank 0.

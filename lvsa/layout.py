@@ -1,7 +1,7 @@
 """From the frame matrix to token ranges: what a kernel computes for one block of keys.
 
 A block holds keys and values as a list of pieces of the sequence. A layout says, for every run of
-local queries, which ranges of the block they attend. Neighbouring queries with the same ranges
+local queries, which ranges of the block they attend. Neighboring queries with the same ranges
 form one tile, so a dense pattern is a single tile and costs a single kernel call.
 
 Layouts are plain data, filled once when they are built: kernels read them and derive nothing.
@@ -147,7 +147,7 @@ def pack(intervals: Iterable[TokenRange]) -> tuple[Piece, ...]:
 
 
 def frame_runs(frames: Bools, tokens_per_frame: int, within: TokenRange) -> list[TokenRange]:
-    """Token intervals of the chosen frames inside ``within``, neighbours joined.
+    """Token intervals of the chosen frames inside ``within``, neighbors joined.
 
     Args:
         frames: ``[T]``, the chosen frames.
@@ -199,7 +199,7 @@ def build_layout(
 
 
 def _join(starts: Ints, stops: Ints) -> tuple[TokenRange, ...]:
-    """Intervals in buffer order with touching neighbours made one."""
+    """Intervals in buffer order with touching neighbors made one."""
     head = np.concatenate([[True], starts[1:] != stops[:-1]])
     tail = np.concatenate([head[1:], [True]])
     return tuple(zip(starts[head].tolist(), stops[tail].tolist(), strict=True))

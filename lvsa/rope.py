@@ -2,7 +2,7 @@
 
 Both helpers take the table of the whole sequence, or one that a plan has cut already, and rotate
 local queries and keys. A table of any other length is an error: a rank that rotated with its
-neighbour's positions would produce a video, only a wrong one.
+neighbor's positions would produce a video, only a wrong one.
 (RoPE: Su et al., arXiv 2104.09864; interleaved pairs as in `diffusers.models.embeddings`.)
 """
 
@@ -37,7 +37,7 @@ def local_rows(table: Tensor, dim: int, local_seq: int, rank: int, world: int) -
 
 
 def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates neighbouring pairs (x0, x1), (x2, x3), … of the last dimension.
+    """Rotates neighboring pairs (x0, x1), (x2, x3), … of the last dimension.
 
     Args:
         x: ``[..., D]``.

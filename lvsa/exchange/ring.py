@@ -1,10 +1,10 @@
-"""Frames passed from neighbour to neighbour, both ways, each as far as somebody attends it.
+"""Frames passed from neighbor to neighbor, both ways, each as far as somebody attends it.
 
 A rank packs the frames of its shard in two orders, one for either way round, those that go
 furthest first: what a hop carries on is then the beginning of what came. At step s a rank holds
 what began at the ranks s to its left and s to its right, attends what its queries do of it, and
 passes on what is attended further along. What all ranks attend goes half the way round to either
-side, the window of a neighbour one hop. (Ring attention: Liu et al., arXiv 2310.01889.)
+side, the window of a neighbor one hop. (Ring attention: Liu et al., arXiv 2310.01889.)
 """
 
 from collections.abc import Iterator

@@ -24,7 +24,7 @@ def _rotate_head(
     x_head, out_head, cos, sin, rows_in, rows_out, inside,
     PAIRS: tl.constexpr, HALF: tl.constexpr, HALVES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """One head of some tokens: pairs are neighbours, or stand half a head apart with HALVES."""
+    """One head of some tokens: pairs are neighbors, or stand half a head apart with HALVES."""
     if HALVES:
         pair = tl.arange(0, HALF)[None, :]
         here = inside & (pair < PAIRS)

@@ -86,7 +86,7 @@ def test_one_rank_attends_its_own_keys_in_place(name):
 
 
 def prompt(name, shards, pattern, offset):
-    """The exchange of each rank, its neighbours played by the tables of the sequence."""
+    """The exchange of each rank, its neighbors played by the tables of the sequence."""
     everyone = [EXCHANGES[name](shards, pattern, rank, None) for rank in range(shards.world)]
     turns = deliver(shards, [exchange.plans[offset] for exchange in everyone])
     for exchange, of_rank in zip(everyone, turns, strict=True):

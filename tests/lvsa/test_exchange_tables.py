@@ -181,14 +181,14 @@ def test_a_frame_travels_the_fewest_hops_to_its_readers(cut):
 
 @PROPERTY
 @given(cuts(least_ranks=2))
-def test_the_ring_only_knows_neighbours_and_passes_on_the_beginning_of_what_came(cut):
+def test_the_ring_only_knows_neighbors_and_passes_on_the_beginning_of_what_came(cut):
     N = cut.shards.world
     for rank, plan in enumerate(plans_of("ring", cut.shards, cut.matrix)):
         came = None
         for step in plan.steps:
-            neighbours = [(rank + 1) % N, (rank - 1) % N]
+            neighbors = [(rank + 1) % N, (rank - 1) % N]
             for part in (*step.sends, *step.receives):
-                assert part.peer in neighbours
+                assert part.peer in neighbors
             if came is not None:
                 assert {part.start for part in step.sends} <= {part.start for part in came}
             came = step.receives
@@ -198,7 +198,7 @@ def test_the_ring_only_knows_neighbours_and_passes_on_the_beginning_of_what_came
 @pytest.mark.parametrize("frames", [41, 81, 121])
 @pytest.mark.parametrize("world", [2, 4, 8, 16])
 def test_the_ring_moves_no_more_than_needed_does(make, frames, world):
-    """A frame's readers are neighbours, or everybody: nobody passes on what is not its own need."""
+    """A frame's readers are neighbors, or everybody: nobody passes on what is not its own need."""
     pattern = make(frames, horizon=21, rotate=True)
     shards = Shards(FrameGrid(frames, 4, 4), world)
     ring, needed = (

@@ -73,7 +73,7 @@ def test_tiles_cover_exactly_the_attended_pairs(block):
 
 @PROPERTY
 @given(blocks())
-def test_tiles_are_in_order_and_neighbours_with_equal_keys_are_one(block):
+def test_tiles_are_in_order_and_neighbors_with_equal_keys_are_one(block):
     layout = built(block)
     for a, b in itertools.pairwise(layout.tiles):
         assert a.stop <= b.start
@@ -190,7 +190,7 @@ def test_frame_runs_are_the_tokens_of_the_chosen_frames(frames, P, data):
     runs = frame_runs(np.array(frames), P, (low, high))
     tokens = [token for start, stop in runs for token in range(start, stop)]
     assert tokens == [token for token in range(low, high) if frames[token // P]]
-    assert all(a[1] < b[0] for a, b in itertools.pairwise(runs)), "neighbours are joined"
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(runs)), "neighbors are joined"
 
 
 def test_equal_keys_are_not_joined_over_queries_that_attend_nothing():

@@ -39,7 +39,7 @@ def keyframes(**options):
 
 
 def near(f: int, g: int) -> bool:
-    """The nearer, the more: all neighbours, every second frame further off, every fourth beyond."""
+    """The nearer, the more: all neighbors, every second frame further off, every fourth beyond."""
     distance = abs(f - g)
     return distance < 3 or distance % (2 if distance < 6 else 4) == 0
 
