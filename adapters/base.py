@@ -63,8 +63,9 @@ class PipelineAdapter(ABC):
     guidance_style: ClassVar[GuidanceStyle] = "calls"
     """Whether the two passes of guidance are calls of their own, or halves of one batch."""
     component_dtypes: ClassVar[Mapping[str, torch.dtype]] = {}
-    """Number formats of components that the authors keep in another one while the transformer is in
-    half precision."""
+    """Formats of components that the authors keep in another one than the transformer."""
+    mask_arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments of a forward that its mask over text follows from, where it makes one anew."""
     schedulers: ClassVar[tuple[str, ...]] = (
         "UniPCMultistepScheduler",
         "FlowMatchEulerDiscreteScheduler",

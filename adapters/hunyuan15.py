@@ -36,6 +36,7 @@ class HunyuanVideo15Adapter(ModelAdapter):
         "text_encoder_2": torch.float16,
         "image_encoder": torch.float16,
     }
+    mask_arguments = ("encoder_attention_mask", "encoder_attention_mask_2", "image_embeds")
     # Its pipelines set the noise levels themselves, which few schedulers take.
     schedulers = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler")
     replicated_methods = (

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lvsa.attention import LVSAttention, TextTokens, valid_positions
+from lvsa.attention import LVSAttention, TextTokens
 from lvsa.errors import LVSAError
+from lvsa.masks import KnownMasks
 from lvsa.model import QKV, AttentionAdapter, CrossAttentionAdapter
 
 __all__ = ["QKV", "LVSAProcessor"]
@@ -21,12 +22,14 @@ class LVSAProcessor:
     Args:
         adapter: what differs between models.
         attention: the engine; shared by all blocks of all transformers of a pipeline.
+        masks: of text, with what is known of them; shared likewise.
     """
 
-    def __init__(self, adapter: AttentionAdapter, attention: LVSAttention) -> None:
+    def __init__(
+        self, adapter: AttentionAdapter, attention: LVSAttention, masks: KnownMasks | None = None
+    ) -> None:
         self.adapter, self.attention = adapter, attention
-        self._mask: Tensor | None = None
-        self._valid: tuple[Tensor, ...] = ()
+        self.masks = masks or KnownMasks()
 
     def __call__(
         self,
@@ -86,9 +89,5 @@ class LVSAProcessor:
         return adapter.format_output(attn, hidden, None, encoder.shape[1], q.dtype)
 
     def _valid_text(self, mask: Tensor | None) -> tuple[Tensor, ...] | None:
-        """Positions of valid text; found once per mask, which all blocks of a forward share."""
-        if mask is None:
-            return None
-        if mask is not self._mask:
-            self._mask, self._valid = mask, valid_positions(mask)
-        return self._valid
+        """Positions of valid text; None where all of it is."""
+        return None if mask is None else self.masks.valid_text(mask)

@@ -186,7 +186,9 @@ def _install(pipe: Any, session: LVSASession, ranks: VideoMesh) -> None:
         session.clock.results.append(shared.check_complete)
         session.clock.listeners.append(shared.restart)
     adapter.patch_rotary_for_cp(attention.rank, attention.world)
-    session.blocks = adapter.install_processor(pipe, LVSAProcessor(adapter, attention))
+    session.blocks = adapter.install_processor(
+        pipe, LVSAProcessor(adapter, attention, session.masks)
+    )
 
 
 def default_mesh(pipe: Any) -> DeviceMesh | None:

@@ -15,6 +15,7 @@ from lvsa.attention import LVSAttention
 from lvsa.clock import StepClock
 from lvsa.errors import LVSAError
 from lvsa.finite import FiniteCheck
+from lvsa.masks import KnownMasks
 from lvsa.wrapping import Undo
 
 # Pipelines and transformers that have a session.
@@ -47,6 +48,8 @@ class LVSASession:
         self.clock = StepClock(self._set_step)
         self.finite = FiniteCheck()
         """Holds the latents of every step against infinity and not-a-number."""
+        self.masks = KnownMasks()
+        """Which text is valid, for all processors."""
         self.blocks = 0
         """Attention modules that LVSA was installed on."""
         self.riflex: RIFLExPatch | None = None

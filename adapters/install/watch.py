@@ -111,6 +111,8 @@ class ForwardHook:
                 session.undo_later(undo)
             tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
             check_replicated(tensors, group)
+        made_of = (arguments.get(name) for name in session.adapter.mask_arguments)
+        session.masks.follow_from(x for x in made_of if isinstance(x, Tensor))
         if session.riflex is not None and grid is not None:
             kwargs = session.riflex.arguments(transformer, kwargs, grid.frames)
         return args, kwargs

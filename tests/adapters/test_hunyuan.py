@@ -18,6 +18,7 @@ from lvsa.errors import LVSAError, PlanError, SequenceError
 from lvsa.processor import LVSAProcessor
 from lvsa.rope import apply_rotary_3d_cos_sin
 from lvsa.shards import FrameGrid
+from lvsa.text import valid_positions as positions
 from tests.support.errors import refuses
 from tests.support.plans import gather, hooks_of, split
 from tests.support.ranks import run_ranks
@@ -208,6 +209,18 @@ def test_planted_faults_change_the_video(folders, one_process):
     torch.testing.assert_close(made.pop("none"), one_process["t2v"], **CLOSE)
     for fault, latents in made.items():
         assert (latents - one_process["t2v"]).abs().max() > 1e-3, fault
+
+
+def test_valid_text_is_found_once_a_pass_and_prompt(folders, monkeypatch):
+    """Of two steps, two passes and two blocks: the model makes its mask anew in every forward."""
+    found = []
+    monkeypatch.setattr("lvsa.masks.valid_positions", lambda m: found.append(m) or positions(m))
+    pipe = load(folders["t2v"])
+    with lvsa.enable(pipe, **SIZE):
+        generate(pipe, steps=3)
+        assert len(found) == 2
+        generate(pipe, prompt=["another", "and another"])
+        assert len(found) == 4
 
 
 # Plan
