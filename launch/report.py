@@ -10,6 +10,8 @@ from lvsa.errors import DivisibilityError
 from lvsa.exchange import EXCHANGES
 from lvsa.exchange.base import token_bytes
 from lvsa.launch.job import Job
+from lvsa.launch.meshes.drawing import mesh_lines
+from lvsa.launch.meshes.ranking import ranking_lines
 from lvsa.launch.notes import advice, without_effect
 from lvsa.launch.picture import draw_pattern
 from lvsa.launch.prediction import prediction_lines
@@ -142,7 +144,9 @@ def report(job: Job) -> str:
             low, mean, high = min(values) / 1e6, float(np.mean(values)) / 1e6, max(values) / 1e6
             mark = "  ← this job" if name == job.config.processes.exchange else ""
             lines.append(f"             {name:<10} {low:.4g} / {mean:.4g} / {high:.4g}{mark}")
-    lines += prediction_lines(job)
+    if job.config.output.dry_run:
+        lines += mesh_lines(job)
+    lines += prediction_lines(job) + ranking_lines(job)
     return "\n".join(lines)
 
 

@@ -105,6 +105,8 @@ def predict(
     Returns:
         None where there is nothing to go by: a dtype of 32 bits, a backend of other kernels.
     """
+    if hardware.attention is not None:
+        return _measured(layouts, hardware, hardware.attention, batch * heads * head_dim)
     name, _, kernel = backend.partition(":")
     if dtype.itemsize != 2 or name not in ("auto", "triton", "flashinfer", "sdpa"):
         return None
@@ -133,6 +135,16 @@ def predict(
         launches=len(launches),
         rate=rate,
     )
+
+
+def _measured(
+    layouts: Sequence[BlockLayout], hardware: Hardware, reached: float, channels: int
+) -> Prediction:
+    """By the rate that attention was measured to reach, whatever is lost."""
+    flops = 4.0 * channels * sum(layout.pairs for layout in layouts)
+    share = reached / hardware.flops
+    rate = Rate(share, hardware.source or "measured")
+    return Prediction(flops / reached, flops, share, 1.0, len(layouts), rate)
 
 
 def makespan(work: Ints, processors: int) -> int:

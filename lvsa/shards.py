@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lvsa.errors import DivisibilityError, LVSAError
-from lvsa.pattern import Bools
+from lvsa.pattern import Bools, Ints
 
 TokenRange = tuple[int, int]
 
@@ -85,6 +85,11 @@ class Shards:
         start, stop = self.token_range(rank)
         P = self.grid.tokens_per_frame
         return start // P, -(-stop // P)
+
+    @property
+    def held(self) -> Ints:
+        """``[N, T]``: how many tokens of each frame each rank holds."""
+        return np.stack([self.tokens_held(rank) for rank in range(self.world)])
 
     def frames_needed(self, rank: int, attended: Bools) -> Bools:
         """``[T]``: frames that some query of this rank attends; ``attended`` is [T, T]."""

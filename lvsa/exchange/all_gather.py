@@ -10,13 +10,15 @@ from lvsa.exchange.base import (
     Exchange,
     ExchangePlan,
     KVBlock,
+    Phase,
     block_plan,
+    other_pairs,
     own_block,
     pack_kv,
     unpack_kv,
 )
 from lvsa.layout import Piece
-from lvsa.pattern import Bools, Ints
+from lvsa.pattern import Bools
 from lvsa.shards import Shards
 
 
@@ -37,8 +39,14 @@ class AllGather(Exchange[ExchangePlan]):
         return ExchangePlan(tuple(blocks), received_tokens=S - (stop - start))
 
     @classmethod
-    def received_tokens(cls, shards: Shards, attended: Bools) -> Ints:
-        return np.full(shards.world, shards.grid.tokens - shards.local_tokens, dtype=np.int64)
+    def phases(cls, shards: Shards, attended: Bools) -> list[Phase]:
+        N = shards.world
+        if N == 1:
+            return []
+        # As NCCL and gloo do it: every shard goes all the way round, from neighbor to neighbor.
+        ranks = np.arange(N)
+        tokens = np.full(N, shards.grid.tokens - shards.local_tokens)
+        return [Phase(ranks, (ranks + 1) % N, tokens, other_pairs(shards, attended), hops=N - 1)]
 
     def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:
         own, *rest = self.plans[offset].blocks

@@ -73,6 +73,23 @@ class ExchangePlan:
         return replace(self, blocks=blocks)
 
 
+class Phase(NamedTuple):
+    """What travels at a time in an exchange, among all ranks, and what is attended of it.
+
+    Args:
+        sender, receiver: ``[n]``, ranks.
+        tokens: ``[n]``, that go from the one to the other.
+        pairs: ``[N]``, (query, key) token pairs that each rank attends once they are there.
+        hops: transfers one after the other that it is made of.
+    """
+
+    sender: Ints
+    receiver: Ints
+    tokens: Ints
+    pairs: Ints
+    hops: int = 1
+
+
 Plan = TypeVar("Plan", bound=ExchangePlan)
 
 MOST_CELLS = 10**9
@@ -149,8 +166,16 @@ class Exchange(ABC, Generic[Plan]):
 
     @classmethod
     @abstractmethod
+    def phases(cls, shards: Shards, attended: Bools) -> list[Phase]:
+        """What travels among all ranks at one offset, in its order, by table alone."""
+
+    @classmethod
     def received_tokens(cls, shards: Shards, attended: Bools) -> Ints:
         """``[N]``: tokens that each rank receives at one offset, by table alone."""
+        received = np.zeros(shards.world, dtype=np.int64)
+        for phase in cls.phases(shards, attended):
+            np.add.at(received, phase.receiver, phase.tokens)
+        return received
 
     @classmethod
     def received_tokens_by_offset(
@@ -192,6 +217,27 @@ class Exchange(ABC, Generic[Plan]):
     def count(self, buffer: Tensor) -> None:
         """Adds a buffer that arrived to the byte count."""
         self.received_bytes += buffer.numel() * buffer.element_size()
+
+
+def queries_of(shards: Shards, attended: Bools) -> Ints:
+    """``[N, T]``: how many queries of each rank attend each frame."""
+    counted = np.empty((shards.world, shards.grid.frames), dtype=np.int64)
+    # Rank by rank, which holds few frames: the matrix of a long video is not copied as numbers.
+    for rank in range(shards.world):
+        first, last = shards.frame_range(rank)
+        counted[rank] = shards.tokens_held(rank)[first:last] @ attended[first:last]
+    return counted
+
+
+def own_pairs(shards: Shards, attended: Bools) -> Ints:
+    """``[N]``: pairs that each rank attends in its own shard."""
+    return np.asarray((queries_of(shards, attended) * shards.held).sum(1))
+
+
+def other_pairs(shards: Shards, attended: Bools) -> Ints:
+    """``[N]``: pairs that each rank attends of what other ranks hold."""
+    elsewhere = shards.grid.tokens_per_frame - shards.held
+    return np.asarray((queries_of(shards, attended) * elsewhere).sum(1))
 
 
 def block_plan(

@@ -24,8 +24,10 @@ from lvsa.exchange.base import (
     Exchange,
     ExchangePlan,
     KVBlock,
+    Phase,
     Slice,
     block_plan,
+    other_pairs,
     own_block,
     pack_rows,
     slices_of,
@@ -34,7 +36,7 @@ from lvsa.exchange.base import (
 )
 from lvsa.exchange.ring import Ring, RingPlan, go_round
 from lvsa.layout import frame_runs, pack
-from lvsa.pattern import Bools, Ints, Pattern
+from lvsa.pattern import Bools, Pattern
 from lvsa.shards import Shards, TokenRange
 
 logger = logging.getLogger(__name__)
@@ -123,15 +125,17 @@ class Needed(Exchange[NeededPlan]):
         )
 
     @classmethod
-    def received_tokens(cls, shards: Shards, attended: Bools) -> Ints:
-        total = np.full(shards.grid.frames, shards.grid.tokens_per_frame)
-        return np.array(
-            [
-                (total - shards.tokens_held(r))[shards.frames_needed(r, attended)].sum()
-                for r in range(shards.world)
-            ],
-            dtype=np.int64,
-        )
+    def phases(cls, shards: Shards, attended: Bools) -> list[Phase]:
+        needed = np.stack([shards.frames_needed(r, attended) for r in range(shards.world)])
+        if needed.all():
+            return Ring.phases(shards, attended)
+        tokens = shards.held @ needed.T
+        np.fill_diagonal(tokens, 0)
+        sender, receiver = tokens.nonzero()
+        if not len(sender):
+            return []
+        travel = tokens[sender, receiver]
+        return [Phase(sender, receiver, travel, other_pairs(shards, attended))]
 
     def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:
         plan = self.plans[offset]

@@ -20,10 +20,12 @@ from lvsa.exchange.base import (
     Exchange,
     ExchangePlan,
     KVBlock,
+    Phase,
     Slice,
     block_plan,
     own_block,
     pack_rows,
+    queries_of,
     slices_of,
     tokens_of,
     unpack_kv,
@@ -152,15 +154,25 @@ class Ring(Exchange[RingPlan]):
         )
 
     @classmethod
-    def received_tokens(cls, shards: Shards, attended: Bools) -> Ints:
-        N = shards.world
-        received = np.zeros(N, dtype=np.int64)
-        for owner, far in enumerate(reach(shards, attended)):
-            held = shards.tokens_held(owner)
-            for s in range(1, N):
-                received[(owner + s) % N] += held[far.right >= s].sum()
-                received[(owner - s) % N] += held[far.left >= s].sum()
-        return received
+    def phases(cls, shards: Shards, attended: Bools) -> list[Phase]:
+        N, held, queries = shards.world, shards.held, queries_of(shards, attended)
+        right, left = (np.stack(way) for way in zip(*reach(shards, attended), strict=True))
+        ranks, phases = np.arange(N), []
+        for s in range(1, max(right.max(), left.max()) + 1):
+            # By receiver: what began s ranks to its left, and s to its right.
+            came = [np.roll(held * (way >= s), by, axis=0) for way, by in ((right, s), (left, -s))]
+            tokens = np.concatenate([part.sum(1) for part in came])
+            sender = np.concatenate([(ranks - 1) % N, (ranks + 1) % N])
+            moves = tokens > 0
+            phases.append(
+                Phase(
+                    sender[moves],
+                    np.tile(ranks, 2)[moves],
+                    tokens[moves],
+                    (queries * (came[0] + came[1])).sum(1),
+                )
+            )
+        return phases
 
     def stream(self, k_BLHD: Tensor, v_BLHD: Tensor, offset: int) -> Iterator[KVBlock]:
         return go_round(self, self.plans[offset], k_BLHD, v_BLHD)

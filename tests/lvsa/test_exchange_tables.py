@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from lvsa.errors import LVSAError
 from lvsa.exchange import EXCHANGES, get_exchange
-from lvsa.exchange.base import token_bytes
+from lvsa.exchange.base import own_pairs, token_bytes
 from lvsa.exchange.ring import Ring, reach
 from lvsa.keyframes import even, published
 from lvsa.shards import FrameGrid, Shards
@@ -81,6 +81,32 @@ def test_tokens_received_are_those_of_the_plans(name, cut):
     assert table[cut.offset].tolist() == planned
     first = exchange.received_tokens_by_offset(shards, pattern, offsets=cut.offset + 1)
     assert np.array_equal(first, table[: cut.offset + 1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@PROPERTY
+@given(cut=cuts())
+def test_phases_are_what_the_plans_move_and_attend(name, cut):
+    """By table alone, for all ranks at once: what costs are reckoned with."""
+    plans = plans_of(name, cut.shards, cut.matrix)
+    phases = EXCHANGES[name].phases(cut.shards, cut.matrix)
+    own = own_pairs(cut.shards, cut.matrix)
+    assert own.tolist() == [plan.blocks[0].layout.pairs for plan in plans]
+    attended = own + sum(phase.pairs for phase in phases)
+    assert attended.tolist() == [plan.pairs for plan in plans]
+    if name == "all_gather":
+        return
+    moved = np.zeros((len(phases), cut.shards.world, cut.shards.world), dtype=int)
+    for number, phase in enumerate(phases):
+        assert phase.hops == 1
+        np.add.at(moved[number], (phase.sender, phase.receiver), phase.tokens)
+    planned = np.zeros_like(moved)
+    for rank, plan in enumerate(plans):
+        turns = getattr(plan, "ring", None) or plan
+        for number, turn in enumerate(getattr(turns, "steps", [turns])):
+            for part in turn.sends:
+                planned[number, rank, part.peer] += part.tokens
+    assert np.array_equal(moved, planned)
 
 
 @pytest.mark.parametrize("name", NAMES)

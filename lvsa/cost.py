@@ -1,0 +1,290 @@
+"""How long a denoising step would take on many GPUs, on paper: a prediction, not a measurement.
+
+Compute is the roofline's (`lvsa.roofline`) for attention, and counted operations over published
+rates for the rest of the model. What travels follows from the exchanges' tables and the ranks'
+nodes; keys and values travel while others are attended, all else is waited for. A step takes as
+long as its slowest rank.
+
+Ranks are numbered as on a mesh: guidance outermost, then frames, then heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lvsa.exchange import get_exchange
+from lvsa.exchange.base import own_pairs, token_bytes
+from lvsa.hardware import Hardware
+from lvsa.mesh import MeshSizes
+from lvsa.network import Floats, Network
+from lvsa.pattern import Bools, Ints
+from lvsa.roofline import LAUNCH_SECONDS, predict
+from lvsa.shards import FrameGrid, Shards
+
+PREFERENCE = ("needed", "ring", "all_gather")
+"""Exchanges, those first that are taken where others take as long and send as much."""
+TIE = 0.01
+"""Share of a step's time below which two are taken to be equally fast."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Work of a forward beside the attention among video tokens: floating-point operations of
+    matrix products and attention over text, and bytes that all else reads and writes."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a model does in a step, however it is shared.
+
+    Args:
+        heads, head_dim, layers: of its attention among video tokens.
+        dtype: of its tensors.
+        passes: of guidance, 1 or 2.
+        token: work of a pass on one video token.
+        once: work of a pass that every rank does: on text, on timesteps.
+        launches: operations of a pass.
+        sample: bytes that the last layer makes of one token.
+    """
+
+    heads: int
+    head_dim: int
+    layers: int
+    dtype: torch.dtype
+    passes: int
+    token: Load
+    once: Load
+    launches: int
+    sample: float
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """A step on one mesh, with one exchange, on paper.
+
+    Args:
+        attention: seconds of attention among video tokens.
+        rest: seconds of the rest of the model.
+        frames: seconds that keys and values are waited for.
+        heads: seconds in which tokens are exchanged for heads.
+        outputs: seconds in which results of passes are gathered and exchanged.
+        inside, between: bytes that a rank receives per layer and pass, within its node and from
+            other nodes; of the rank that receives most.
+    """
+
+    mesh: MeshSizes
+    exchange: str
+    attention: float
+    rest: float
+    frames: float
+    heads: float
+    outputs: float
+    inside: float
+    between: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the step."""
+        return self.attention + self.rest + self.frames + self.heads + self.outputs
+
+
+def step_cost(
+    work: Work,
+    grid: FrameGrid,
+    attended: Bools,
+    mesh: MeshSizes,
+    exchange: str,
+    hardware: Hardware,
+    backend: str = "auto",
+) -> StepCost | None:
+    """What a step takes.
+
+    Args:
+        work: of the model.
+        grid: of the video's tokens.
+        attended: ``[T, T]``, of one offset.
+        mesh: the ranks of one video.
+        exchange: name of one.
+        hardware: of every rank.
+        backend: name of the attention's.
+
+    Returns:
+        None where there is no model of the attention, see `lvsa.roofline.predict`.
+
+    Raises:
+        DivisibilityError: where the tokens do not divide among the ranks.
+    """
+    F, U, G = mesh.frames, mesh.heads, mesh.guidance
+    L = Shards(grid, mesh.sequence).local_tokens
+    frames = Shards(grid, F)
+    ranks = np.arange(mesh.video).reshape(G, F, U)
+    network = Network(hardware, mesh.video)
+    of_pair = _seconds_of_a_pair(work, frames, attended, U, exchange, hardware, backend)
+    if of_pair is None:
+        return None
+    phases = get_exchange(exchange).phases(frames, attended)
+
+    pending = own_pairs(frames, attended) * of_pair
+    busy, waited = pending.copy(), np.zeros(F)
+    of_token = token_bytes(1, work.heads // U, work.head_dim, work.dtype)
+    transfers = []
+    for phase in phases:
+        travel = network.transfer(
+            ranks[:, phase.sender].ravel(),
+            ranks[:, phase.receiver].ravel(),
+            np.tile(np.repeat(phase.tokens * of_token, U), G),
+            phase.hops,
+        )
+        transfers.append(travel)
+        arrives = travel.seconds.reshape(G, F, U).max((0, 2))
+        waited += np.maximum(0, arrives - pending)
+        pending = phase.pairs * of_pair
+        busy += pending
+    slowest = int((busy + waited).argmax())
+
+    among_heads = []
+    if U > 1:
+        sender, receiver = _each_to_each(ranks)
+        # Keys and values, queries, outputs.
+        for tensors in (2, 1, 1):
+            part = tensors * L * of_token / 2
+            among_heads.append(network.transfer(sender, receiver, np.full(len(sender), part)))
+    transfers += among_heads
+
+    calls = work.passes // G * work.layers
+    return StepCost(
+        mesh=mesh,
+        exchange=exchange,
+        attention=float(busy[slowest]) * calls,
+        rest=_rest(work, L, hardware) * (work.passes // G),
+        frames=float(waited[slowest]) * calls,
+        heads=sum(float(travel.seconds.max()) for travel in among_heads) * calls,
+        outputs=_outputs(work, L, ranks, network),
+        inside=_most([travel.inside for travel in transfers]),
+        between=_most([travel.between for travel in transfers]),
+    )
+
+
+def _seconds_of_a_pair(
+    work: Work,
+    shards: Shards,
+    attended: Bools,
+    heads_among: int,
+    exchange: str,
+    hardware: Hardware,
+    backend: str,
+) -> float | None:
+    """Seconds of a (query, key) pair on a rank in the middle, all heads that it holds."""
+    plan = get_exchange(exchange).plan(shards, attended, (shards.world - 1) // 2)
+    found = predict(
+        [block.layout for block in plan.blocks],
+        hardware,
+        heads=work.heads // heads_among,
+        head_dim=work.head_dim,
+        backend=backend,
+        dtype=work.dtype,
+    )
+    return None if found is None else found.seconds / plan.pairs
+
+
+def _each_to_each(ranks: Ints) -> tuple[Ints, Ints]:
+    """Sender and receiver of every transfer within the groups ``[G, F, U]`` of ranks."""
+    groups = ranks.reshape(-1, ranks.shape[-1])
+    U = groups.shape[1]
+    sender, receiver = np.nonzero(~np.eye(U, dtype=np.bool_))
+    return groups[:, sender].ravel(), groups[:, receiver].ravel()
+
+
+def _rest(work: Work, tokens: int, hardware: Hardware) -> float:
+    """Seconds of one pass without attention among video tokens."""
+    flops = work.token.flops * tokens + work.once.flops
+    moved = work.token.bytes * tokens + work.once.bytes
+    products = flops / (hardware.flops * hardware.matmul)
+    return products + moved / hardware.bandwidth + work.launches * LAUNCH_SECONDS
+
+
+def _outputs(work: Work, tokens: int, ranks: Ints, network: Network) -> float:
+    """Seconds in which the parts of every pass are gathered, and the two passes brought together
+    where they are made by different ranks."""
+    seconds, sequence = 0.0, ranks.reshape(len(ranks), -1)
+    N = sequence.shape[1]
+    if N > 1:
+        sender, receiver = sequence.ravel(), np.roll(sequence, -1, axis=1).ravel()
+        amount = np.full(len(sender), (N - 1) * tokens * work.sample)
+        gathered = network.transfer(sender, receiver, amount, N - 1)
+        seconds += float(gathered.seconds.max()) * (work.passes // len(sequence))
+    if len(sequence) > 1:
+        sender, receiver = sequence.ravel(), sequence[::-1].ravel()
+        amount = np.full(len(sender), N * tokens * work.sample)
+        seconds += float(network.transfer(sender, receiver, amount).seconds.max())
+    return seconds
+
+
+def _most(received: Sequence[Floats]) -> float:
+    return float(np.sum(received, axis=0).max()) if received else 0.0
+
+
+def costs(
+    work: Work,
+    grid: FrameGrid,
+    attended: Bools,
+    meshes: Sequence[tuple[MeshSizes, str]],
+    hardware: Hardware,
+    backend: str = "auto",
+) -> list[StepCost]:
+    """What a step takes on each of some meshes with their exchanges, the fastest first.
+
+    Empty where there is no model of the attention.
+    """
+    found = [
+        step_cost(work, grid, attended, mesh, exchange, hardware, backend)
+        for mesh, exchange in meshes
+    ]
+    return sorted((cost for cost in found if cost is not None), key=lambda cost: cost.seconds)
+
+
+def best(found: Sequence[StepCost]) -> StepCost:
+    """The fastest; of those that are as fast the one that sends least, between nodes first."""
+    limit = min(cost.seconds for cost in found) * (1 + TIE)
+    fast = [cost for cost in found if cost.seconds <= limit]
+    return min(fast, key=lambda c: (c.between, c.inside, PREFERENCE.index(c.exchange)))
+
+
+def possible(
+    world: int,
+    grid: FrameGrid,
+    heads: int,
+    exchanges: Sequence[str] = PREFERENCE,
+    *,
+    passes: int = 1,
+    guidance: bool | None = None,
+    ulysses: int | None = None,
+) -> list[tuple[MeshSizes, str]]:
+    """Meshes of so many ranks, each with each exchange, that a video can be made on.
+
+    Args:
+        world: ranks of the video.
+        grid: of its tokens, which must divide.
+        heads: of attention.
+        exchanges: names; on one rank of frames only the first, since nothing travels.
+        passes: of guidance.
+        guidance: whether its passes have ranks of their own; None for both ways.
+        ulysses: ranks that share heads; None for any.
+    """
+    found = []
+    for G in (1, 2):
+        if world % G or (G == 2 and passes != 2) or (guidance is not None and guidance != (G == 2)):
+            continue
+        for U in range(1, heads + 1):
+            if heads % U or world // G % U or grid.tokens % (world // G):
+                continue
+            if ulysses is not None and ulysses != U:
+                continue
+            mesh = MeshSizes(guidance=G, frames=world // G // U, heads=U)
+            found += [(mesh, name) for name in (exchanges if mesh.frames > 1 else exchanges[:1])]
+    return found
