@@ -53,7 +53,7 @@ class Network:
         for inside, chosen in ((True, here), (False, ~here)):
             link = self.hardware.inside if inside else self.hardware.between
             s, r, b = sender[chosen], receiver[chosen], amount[chosen]
-            received.append(np.bincount(r, b, self.world))
+            received.append(np.bincount(r, b, self.world).astype(np.float64))
             spread = hops > 1 and not inside and not link.shared
             owner = node if link.shared or spread else np.arange(self.world)
             load = np.maximum(*(np.bincount(owner[x], b, self.world) for x in (s, r)))
