@@ -43,6 +43,10 @@ $(VENV)/.installed: pyproject.toml $(SERVING)/requirements.txt
 	# The files of vLLM-Omni alone, where nothing imports them unless a test says so.
 	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/share/vllm-omni \
 	  $(shell grep -E '^(vllm-omni|aenum)==' $(SERVING)/requirements.txt)
+	# FlashInfer's wheel as it is: its signatures are read, and nothing of it runs.
+	rm -rf $(VENV)/share/flashinfer
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(VENV)/share/flashinfer \
+	  "$(shell grep -oE 'flashinfer-python[^"]*' pyproject.toml)"
 	touch $@
 
 generate: install

@@ -49,6 +49,7 @@ NEEDS = {
     "curl": "a server",
     "python studies/tiny_wan/train.py": "80 minutes",
     "python studies/quality/study.py": "minutes",
+    "python studies/bench/forward.py": "minutes",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)

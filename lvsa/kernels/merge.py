@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 32
-"""Queries of a program."""
+CHANNELS = 2048
+"""Of one head that a program holds at a time, over all its queries."""
 
 
 # Lengths and strides of lengths: one kernel serves them all, however they divide.
@@ -48,6 +48,12 @@ def merge_states(
     tl.store(lse + (b * H + h) * n_queries + rows, natural, inside)
 
 
+def tile(head_dim: int) -> tuple[int, int]:
+    """Channels padded to a power of 2, and queries of a program."""
+    block: int = triton.next_power_of_2(head_dim)
+    return block, max(1, CHANNELS // block)
+
+
 def merge(
     a_BLHD: Tensor, a_BHL: Tensor, b_BLHD: Tensor, b_BHL: Tensor, dtype: torch.dtype, in_place: bool
 ) -> tuple[Tensor, Tensor]:
@@ -65,11 +71,12 @@ def merge(
     else:
         out = a_BLHD.new_empty(a_BLHD.shape, dtype=dtype)
         lse = a_BHL.new_empty(a_BHL.shape)
-    grid = triton.cdiv(L, ROWS), H, B
+    block, rows = tile(D)
+    grid = triton.cdiv(L, rows), H, B
     with torch.cuda.device(out.device.index) if out.is_cuda else nullcontext():
         merge_states[grid](
             out, lse, a_BLHD, a_BHL, b_BLHD, b_BHL,
             *a_BLHD.stride()[:3], *b_BLHD.stride()[:3], *a_BHL.stride(), *b_BHL.stride(), L, H,
-            D=D, BLOCK_D=triton.next_power_of_2(D), ROWS=ROWS, num_warps=4,
+            D=D, BLOCK_D=block, ROWS=rows, num_warps=4,
         )  # fmt: skip
     return out, lse

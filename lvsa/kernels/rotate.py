@@ -80,6 +80,12 @@ def rotate_both(
         )  # fmt: skip
 
 
+def tile(head_dim: int) -> tuple[int, int]:
+    """Pairs of channels, padded to a power of 2, and tokens of a program."""
+    half: int = triton.next_power_of_2(head_dim // 2)
+    return half, max(1, CHANNELS // (2 * half))
+
+
 def rotate(
     q_BLHD: Tensor, k_BLHD: Tensor, cos_LP: Tensor, sin_LP: Tensor, halves: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -91,8 +97,7 @@ def rotate(
         halves: whether a pair stands half a head apart instead of side by side.
     """
     B, L, H, D = q_BLHD.shape
-    half = triton.next_power_of_2(D // 2)
-    rows = max(1, CHANNELS // (2 * half))
+    half, rows = tile(D)
     q_out, k_out = (
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q_BLHD, k_BLHD)
     )

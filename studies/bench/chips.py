@@ -59,6 +59,7 @@ class Resources:
         registers: of a thread.
         shared: bytes of a program.
         tensor_memory: columns of a program, on sm_100.
+        access: bits that a thread reads or writes of global memory at once, at most.
     """
 
     tensor_core: dict[str, int]
@@ -66,6 +67,7 @@ class Resources:
     registers: int
     shared: int
     tensor_memory: int = 0
+    access: int = 32
 
 
 def programs_on(chip: Chip, resources: Resources, warps: int) -> int:
@@ -78,7 +80,7 @@ def programs_on(chip: Chip, resources: Resources, warps: int) -> int:
         chip.programs,
         chip.warps // warps,
         chip.registers // of_warp // warps,
-        chip.shared // (resources.shared + chip.shared_reserved),
+        chip.shared // max(resources.shared + chip.shared_reserved, 1),
     ]
     if resources.tensor_memory:
         limits.append(chip.tensor_memory // resources.tensor_memory)

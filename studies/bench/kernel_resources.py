@@ -9,10 +9,7 @@ the package triton, whose wheel holds the compilers and cuobjdump.
 
 import itertools
 import logging
-import re
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,12 +25,9 @@ from lvsa.launch.processes.reporting import run_reporting
 from lvsa.launch.records.output import write_record
 from lvsa.strips import BLOCK_KEYS, STRIP_ROWS
 from lvsa.studies.bench.chips import CHIPS, Resources, programs_on
+from lvsa.studies.bench.compiling import ELEMENTS, compiled, read_resources
 
 logger = logging.getLogger("lvsa.studies.bench.kernel_resources")
-
-
-TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|v_mfma_\w+?)(?=[\s._])")
-SPILL = re.compile(r"\b(?:STL|LDL)\b")
 
 # The four launches that attention is made of: tables, running state, written into, out in float32.
 LAUNCHES = {
@@ -85,19 +79,9 @@ class Row:
 def compile_kernel(
     target: str, shape: KernelShape, dtype: torch.dtype, head_dim: int, launch: str
 ) -> Any:
-    """The kernel compiled for a GPU, with strides and pointers that divide as they do in models.
+    """The kernel of attention compiled for a GPU; see `compiled`."""
+    from lvsa.backends.triton_kernel import attend_strips
 
-    Raises:
-        LVSAError: where Triton's interpreter has taken the kernel.
-    """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from lvsa.backends.triton_kernel import INTERPRETED, attend_strips
-
-    if INTERPRETED:
-        raise LVSAError("TRITON_INTERPRET is set, and what is interpreted cannot be compiled")
     tables, state, in_place, more = LAUNCHES[launch]
     constants = {
         "D": head_dim,
@@ -112,77 +96,13 @@ def compile_kernel(
         "PRECISION": precision(target, head_dim),
         "WIDEN": False,
     }
-    element = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    element = ELEMENTS[dtype]
     types = dict.fromkeys(("q", "k", "v"), f"*{element}")
     types |= dict.fromkeys(("lse", "state_out", "state_lse"), "*fp32")
     types |= dict.fromkeys(("strips", "whole_blocks", "other_keys"), "*i32")
     types |= {"out": "*fp32" if more else f"*{element}", "scale_log2": "fp32"}
-    types |= dict.fromkeys(constants, "constexpr")
-    names = attend_strips.arg_names
-    any_number = {p.name for p in attend_strips.params if p.do_not_specialize} | {"scale_log2"}
-    signature = {name: types.get(name, "i32") for name in names}
-    divisible = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(names)
-        if name not in constants and name not in any_number
-    }
-    source = ASTSource(
-        attend_strips,
-        signature,
-        {(names.index(name),): value for name, value in constants.items()},
-        divisible,
-    )
-    architecture = (
-        GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
-        if target.startswith("sm_")
-        else GPUTarget("hip", target, 64)
-    )
     options = {"num_warps": shape.warps, "num_stages": shape.stages, "enable_fp_fusion": True}
-    return triton.compile(source, target=architecture, options=options)
-
-
-def read_resources(compiled: Any) -> Resources:
-    """What the machine code of a compiled kernel says about itself."""
-    if "cubin" not in compiled.asm:
-        return read_amdgcn(compiled.asm["amdgcn"], compiled.metadata.shared)
-    import triton
-
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        code, usage = (
-            subprocess.run(
-                [cuobjdump, option, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for option in ("-sass", "-res-usage")
-        )
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
-    assert found, usage
-    return Resources(
-        tensor_core=dict(Counter(TENSOR_CORE.findall(code))),
-        spills=len(SPILL.findall(code)),
-        registers=int(found[1]),
-        shared=int(found[3]) + compiled.metadata.shared,
-        tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
-    )
-
-
-def read_amdgcn(code: str, shared: int) -> Resources:
-    """What AMD's assembly lists of a kernel; shared memory is a matter of its launch."""
-
-    def listed(name: str) -> int:
-        found = re.search(rf"\.{name}:\s*(\d+)", code)
-        assert found, name
-        return int(found[1])
-
-    return Resources(
-        tensor_core=dict(Counter(TENSOR_CORE.findall(code))),
-        spills=listed("vgpr_spill_count") + listed("sgpr_spill_count"),
-        # One file of registers for vectors and accumulators; the count is of both.
-        registers=listed("vgpr_count"),
-        shared=listed("group_segment_fixed_size") + shared,
-    )
+    return compiled(attend_strips, target, types, constants, frozenset({"scale_log2"}), **options)
 
 
 def resources(config: ResourcesConfig) -> list[Row]:

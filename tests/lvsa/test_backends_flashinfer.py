@@ -3,7 +3,6 @@
 import inspect
 import math
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +24,7 @@ from lvsa.shards import FrameGrid
 from lvsa.tiles import Tile
 from tests.support import flashinfer_stand_in as stand_in
 from tests.support.errors import refuses
+from tests.support.flashinfer_wheel import parameters_of
 from tests.support.kernels import check, dense, draw_qkv, draw_tensor
 from tests.support.layouts import layout_mask, layouts
 from tests.support.oracle import relative_error
@@ -335,18 +335,11 @@ def test_amd_is_not_nvidia(monkeypatch):
         get_backend("flashinfer", "cuda")
 
 
-@pytest.mark.skipif(find_spec("flashinfer") is None, reason="flashinfer-python is not installed")
 @pytest.mark.parametrize("method", ["__init__", "plan", "run"])
 def test_the_stand_in_has_the_signatures_of_the_package(method):
     """Every parameter of the stand-in, under the same name, in the same place and default."""
-    import flashinfer
-
-    real, ours = (
-        inspect.signature(
-            inspect.unwrap(getattr(library.BatchPrefillWithPagedKVCacheWrapper, method))
-        ).parameters
-        for library in (flashinfer, stand_in)
-    )
+    written = inspect.unwrap(getattr(stand_in.BatchPrefillWithPagedKVCacheWrapper, method))
+    real, ours = parameters_of(method), inspect.signature(written).parameters
     assert {*ours} <= {*real}
     for name, parameter in ours.items():
         assert real[name].kind == parameter.kind

@@ -14,13 +14,13 @@ import torch
 from lvsa.backends.triton_shapes import GENERATIONS, SHAPES, shape_for
 from lvsa.errors import LVSAError
 from lvsa.studies.bench.chips import CHIPS, Resources, programs_on
+from lvsa.studies.bench.compiling import read_amdgcn
 from lvsa.studies.bench.kernel_resources import (
     HEADER,
     LAUNCHES,
     ResourcesConfig,
     Row,
     as_markdown,
-    read_amdgcn,
     resources,
 )
 from tests.support.errors import refuses
@@ -85,6 +85,7 @@ def test_every_generation_has_all_head_dimensions_and_a_chip() -> None:
         ("sm_100", Resources({}, 0, 32, 1024, tensor_memory=256), 4, 2),
         ("gfx942", Resources({}, 0, 323, 1024), 4, 1),  # one wave of 512 registers on a SIMD
         ("gfx942", Resources({}, 0, 256, 1024), 4, 2),
+        ("gfx942", Resources({}, 0, 32, 0), 4, 8),  # no shared memory at all
     ],
 )
 def test_programs_that_fit_on_a_processor(
@@ -99,11 +100,13 @@ def test_amd_lists_its_resources() -> None:
         v_mfma_f32_32x32x8_bf16_1k a[0:15], v[0:1], v[2:3], a[0:15]
         .group_segment_fixed_size: 16
         .sgpr_spill_count: 1
+        global_load_dwordx2 v[0:1], v[2:3], off
+        global_store_dwordx4 v[2:3], v[4:7], off
         .vgpr_count:     236
         .vgpr_spill_count: 3
     """
     found = read_amdgcn(code, 1000)
-    assert found == Resources({"v_mfma_f32": 2}, 4, 236, 1016)
+    assert found == Resources({"v_mfma_f32": 2}, 4, 236, 1016, access=128)
 
 
 def test_the_table_shows_the_most_that_a_launch_takes() -> None:

@@ -1,7 +1,7 @@
 """FlashInfer's batch prefill over pages, as it is documented, in plain PyTorch.
 
 Signatures as in flashinfer-python 0.6.18, whose parameters 0.7.2 still has; a test compares them
-with the package where that is installed. What the documentation leaves open is an error here:
+with the package's own. What the documentation leaves open is an error here:
 requests without keys, pages that leave the buffer, strides that a kernel does not take.
 """
 
