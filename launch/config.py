@@ -250,6 +250,11 @@ class GenerateConfig:
         for field in flattened(self):
             check(field)
 
+    @property
+    def wants_latents(self) -> bool:
+        """Whether latents are to lie beside the video, or in its place."""
+        return self.output.output == "latents" or self.checkpoint.keep_latents
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values by the names of the flags, without groups."""
         return {field.name: plain(field.value) for field in flattened(self)}

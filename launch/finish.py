@@ -85,7 +85,7 @@ class Files:
             LVSAError: where latents are asked for, and the pipeline shows none.
         """
         latents, frames, checkpoint = denoised.latents, denoised.frames, self.checkpoint
-        wanted = wants_latents(self.config)
+        wanted = self.config.wants_latents
         if wanted and latents is None:
             raise LVSAError(
                 f"--output latents, --keep-latents: {type(pipe).__name__} decodes in its own way, "
@@ -95,7 +95,9 @@ class Files:
         if latents is not None and checkpoint is not None and not checkpoint.decodes_only:
             keep(latents, so_far, checkpoint, needed=wanted)
         if self.config.output.output == "latents":
-            write_record(with_suffix(self.stem, ".json"), so_far)
+            # A video that is there keeps its record, which names its bits.
+            if not with_suffix(self.stem, ".mp4").exists():
+                write_record(with_suffix(self.stem, ".json"), so_far)
             frames = None
         else:
             if latents is not None:
@@ -130,11 +132,6 @@ class Files:
         logger.info("wrote %s.mp4 and its record %s.json", self.stem, self.stem.name)
 
 
-def wants_latents(config: GenerateConfig) -> bool:
-    """Whether latents are to lie beside the video, or in its place."""
-    return config.output.output == "latents" or config.checkpoint.keep_latents
-
-
 def keep(
     latents: Tensor, record: dict[str, Any], checkpoint: CheckpointFolder, needed: bool
 ) -> None:
@@ -153,7 +150,7 @@ def keep(
 
 def tidy_up(checkpoint: CheckpointFolder, stem: Path, config: GenerateConfig) -> None:
     """Takes away the checkpoint of what is done; latents that were asked for leave it before."""
-    if wants_latents(config) and checkpoint.decodes_only:
+    if config.wants_latents and checkpoint.decodes_only:
         target = with_suffix(stem, LATENTS)
         os.replace(checkpoint.latents, target)
         logger.info("wrote %s", target)

@@ -16,6 +16,7 @@ from lvsa.launch.checkpoint.values import pack
 from lvsa.launch.loading import weights
 from lvsa.launch.media import encoder
 from lvsa.launch.media.ffmpeg import FFmpegError
+from lvsa.launch.processes.reporting import SharedError
 from lvsa.launch.records.output import OutputError
 from tests.support.errors import refuses
 from tests.support.launched import launched, python
@@ -76,6 +77,39 @@ def test_latents_first_and_the_video_another_day(model, undisturbed, tmp_path, m
     again = python([*given, "--output-name", "later"])
     assert again.returncode == 2 and "later.mp4" in again.stderr and "--overwrite" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+def test_latents_that_are_there_are_not_made_again(model, tmp_path, caplog):
+    latents, record = tmp_path / "clip.latents.safetensors", tmp_path / "clip.json"
+    run_once(flags(model, tmp_path, "--output", "latents"))
+    made = latents.stat().st_mtime_ns
+    run_once(flags(model, tmp_path, "--output", "latents"))
+    assert latents.stat().st_mtime_ns == made
+    # Of other settings they are replaced by neither of those who would.
+    for more in (["--output", "latents"], ["--keep-latents"]):
+        with refuses(SharedError, "clip.latents.safetensors", "seed", "--overwrite"):
+            run_once(flags(model, tmp_path, "--seed", "1", *more))
+    assert latents.stat().st_mtime_ns == made
+    # A video beside them has its own record, which latents leave alone.
+    run_once(flags(model, tmp_path))
+    latents.unlink()
+    before = record.read_bytes()
+    run_once(flags(model, tmp_path, "--output", "latents"))
+    assert latents.exists() and record.read_bytes() == before
+    # Something else of that name is not replaced either.
+    latents.write_bytes(b"notes")
+    with refuses(SharedError, "clip.latents.safetensors", "no record"):
+        run_once(flags(model, tmp_path, "--output", "latents"))
+
+
+def test_a_video_without_the_latents_that_are_asked_for(model, tmp_path, caplog):
+    given = flags(model, tmp_path)
+    run_once(given)
+    caplog.clear()
+    run_once([*given, "--keep-latents"])
+    (warning,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert "clip.mp4" in warning.getMessage() and "--overwrite" in warning.getMessage()
+    assert names(tmp_path) == ["clip.json", "clip.mp4"]
 
 
 def test_latents_beside_the_video(model, undisturbed, tmp_path):
