@@ -18,6 +18,7 @@ from lvsa.settings import LVSASettings
 
 ExchangeName = Literal["needed", "ring", "all_gather"]
 OffloadName = Literal["none", "model", "group"]
+ParallelName = Literal["auto", "manual"]
 DeviceName = Literal["auto", "cpu", "cuda", "npu", "xpu", "mps"]
 OutputName = Literal["video", "latents"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -208,6 +209,10 @@ class ProcessesConfig:
 
     device: DeviceName = "auto"
     """Kind of device. auto: the accelerator that PyTorch sees, else the CPU."""
+    parallel: ParallelName = "auto"
+    """Who chooses how ranks share a video. auto: what --exchange, --ulysses and --guidance-parallel
+    leave at their defaults is chosen by the predicted seconds of a step, where the GPU is known;
+    manual: all as they say."""
     exchange: ExchangeName = "needed"
     """How keys and values travel: only needed frames, straight to who attends them (needed) or from
     neighbor to neighbor (ring), or all of them to all."""
@@ -224,8 +229,9 @@ class ProcessesConfig:
     ranks: Annotated[int | None, Range(1, 4_096)] = None
     """Ranks to plan for, with --dry-run. Default: as many as were started."""
     hardware: str | None = None
-    """GPU to predict the attention's time on, on paper, with --dry-run: a100, h100, h200, b200,
-    l40s, rtx4090, rtx5090, or a TOML file that describes one."""
+    """GPU to predict on, on paper, for --dry-run and --parallel auto: a100, h100, h200, b200, l40s,
+    rtx4090, rtx5090, or a TOML file that describes one. Default: for --parallel the GPU that is
+    here."""
 
 
 @dataclass(frozen=True)

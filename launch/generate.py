@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from lvsa.launch.job import Job, Model
+    from lvsa.launch.meshes.choice import Choice
     from lvsa.launch.processes.runtime import Runtime
     from lvsa.launch.records.provenance import Later
     from lvsa.launch.requests.plan import Video
@@ -61,12 +62,14 @@ class Loaded:
         mesh: the job's ranks; None for one process.
         origins: code and weights, for the records; on the first rank.
         seconds: what loading took.
+        parallel: why the ranks share a video as they do, where that was chosen.
     """
 
     pipe: Any
     mesh: "DeviceMesh | None"
     origins: "Later[dict[str, Any]] | None"
     seconds: float
+    parallel: str | None = None
 
 
 def run(requests: Sequence[Request], runtime: "Runtime") -> None:
@@ -80,6 +83,7 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     from lvsa.launch.finish import decode_file, decode_kept, tidy_up
     from lvsa.launch.job import open_model
     from lvsa.launch.media.encoder import check_encoder
+    from lvsa.launch.meshes.choice import choose
     from lvsa.launch.processes.attempts import attempt
     from lvsa.launch.records.claim import check_unclaimed, claimed
     from lvsa.launch.records.output import versions
@@ -95,6 +99,9 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
         return
     runtime.progress.enter("planning")
     model = runtime.together(lambda: open_model(config))
+    choice = choose(requests, model, runtime)
+    if choice is not None:
+        requests = [choice.on(request) for request in requests]
     videos = runtime.from_first(
         runtime.on_first(lambda: plan_videos(requests, model, runtime.world, runtime.device))
     )
@@ -120,7 +127,7 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     runtime.on_first(lambda: check_unclaimed(to_make[0].stem))
     job = job_of(to_make[0].config, model, runtime)
     tell(job, to_make[0].stem, said, runtime.first)
-    loaded = None if all(video.denoised for video in to_make) else load(job, model, runtime)
+    loaded = None if all(video.denoised for video in to_make) else load(job, model, runtime, choice)
 
     def make(video: "Video") -> None:
         of_video = job if video is to_make[0] else job_of(video.config, model, runtime)
@@ -148,7 +155,7 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
         raise SomeFailed(f"{len(failed)} of {len(videos)} videos failed: {', '.join(failed)}")
 
 
-def load(job: "Job", model: "Model", runtime: "Runtime") -> Loaded:
+def load(job: "Job", model: "Model", runtime: "Runtime", choice: "Choice | None") -> Loaded:
     """The model's weights on every rank's device, with what is done to them before LVSA comes."""
     from lvsa.launch.loading.weights import load_pipeline
     from lvsa.launch.meter import Stopwatch
@@ -176,7 +183,8 @@ def load(job: "Job", model: "Model", runtime: "Runtime") -> Loaded:
     pipe.set_progress_bar_config(disable=not runtime.first, desc="denoising", unit="step")
     origins = Later(lambda: provenance(job.source, model.loras)) if runtime.first else None
     mesh = job.mesh.device_mesh(runtime.device.type)
-    return Loaded(pipe, mesh, origins, seconds.lap("loading"))
+    parallel = None if choice is None else choice.reason
+    return Loaded(pipe, mesh, origins, seconds.lap("loading"), parallel)
 
 
 def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -> Any:
@@ -241,7 +249,7 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         return frames
     with progress("reading the weights for the record"):
         origins = loaded.origins.result()
-    record = make_record(job, session, runtime.collect(facts), origins, loop.first)
+    record = make_record(job, session, runtime.collect(facts), origins, loop.first, loaded.parallel)
     denoised = Denoised(record, latents.value, frames)
     files = Files(video.stem, config, seconds, runtime.progress, video.checkpoint, video.repeats)
     return files.finish(pipe, denoised)

@@ -57,8 +57,12 @@ def without_effect(job: Job) -> list[str]:
             "--ranks: needs --dry-run; torchrun says how many ranks run",
         ),
         (
-            processes.hardware is not None and not config.output.dry_run,
-            "--hardware: needs --dry-run; a generation is measured",
+            processes.hardware is not None and not config.output.dry_run and job.mesh.world == 1,
+            "--hardware: needs --dry-run, or several ranks",
+        ),
+        (
+            processes.parallel != ProcessesConfig.parallel and job.mesh.world == 1,
+            f"--parallel {processes.parallel}: one process shares with nobody",
         ),
         (
             config.output.show_mask and config.output.dry_run,

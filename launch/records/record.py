@@ -56,12 +56,14 @@ def make_record(
     ranks: list[dict[str, Any]],
     origins: dict[str, Any],
     first_step: int,
+    parallel: str | None = None,
 ) -> dict[str, Any]:
     """The record of denoised latents; that of a video says as well what `finished` adds.
 
     Args:
         ranks: `rank_facts` of all ranks.
         origins: code and weights, from `provenance`.
+        parallel: why mesh and exchange are what they are, where they were chosen.
         first_step: that was computed; those before were done by a run that was interrupted.
     """
     grid = job.grid
@@ -92,6 +94,7 @@ def make_record(
             "tokens_per_frame": grid.tokens_per_frame,
             "tokens": grid.tokens,
             "mesh": asdict(job.mesh),
+            "parallel": parallel,
             "ranks": job.world,
             "tokens_per_rank": job.shards.local_tokens,
         },

@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
-from torch import distributed as dist
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -30,6 +29,7 @@ from lvsa.launch.config import DeviceName, ExchangeName
 from lvsa.launch.processes.reporting import run_reporting
 from lvsa.launch.processes.runtime import pick_device
 from lvsa.launch.records.output import versions, write_record
+from lvsa.mesh import MeshSizes, VideoMesh
 from lvsa.pattern import dense
 from lvsa.shards import FrameGrid, Shards
 from lvsa.studies.bench import chart
@@ -52,8 +52,10 @@ class BenchConfig:
     """D: channels of a head."""
     ranks: tuple[int, ...] = (1, 2)
     """N: processes on this machine that share the sequence."""
+    ulysses: tuple[int, ...] = (1, 2)
+    """U: of the N ranks, those that exchange tokens for heads; the rest is frames."""
     exchanges: tuple[ExchangeName, ...] = ("needed", "ring", "all_gather")
-    """How keys and values travel; one process needs no exchange."""
+    """How keys and values travel; a mesh of one rank of frames needs no exchange."""
     horizon: int = 21
     """Training horizon in latent frames, which sets the keyframe interval."""
     keyframe_placement: Placement = "published"
@@ -72,33 +74,43 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class Case:
-    """A combination of what is varied; ``exchange`` is "none" for one process."""
+    """A combination of what is varied; ``exchange`` is "none" where no frames travel."""
 
     latent_frames: int
     tokens_per_frame: int
     heads: int
     head_dim: int
     ranks: int
+    ulysses: int
     exchange: str
+
+    @property
+    def mesh(self) -> MeshSizes:
+        """The ranks by what they share."""
+        return MeshSizes(frames=self.ranks // self.ulysses, heads=self.ulysses)
 
 
 def cases(config: BenchConfig) -> list[Case]:
-    """All combinations; one process is measured once, since it exchanges nothing.
+    """All combinations that can be: U divides ranks and heads. What exchanges no frames is measured
+    once.
 
     Raises:
         DivisibilityError: for a combination whose tokens do not divide among its ranks.
     """
     found = []
-    for T, P, H, D, N in itertools.product(
+    for T, P, H, D, N, U in itertools.product(
         config.latent_frames,
         config.tokens_per_frame,
         config.heads,
         config.head_dims,
         config.ranks,
+        config.ulysses,
     ):
         Shards(FrameGrid(T, 1, P), N)
-        for exchange in config.exchanges if N > 1 else ("none",):
-            found.append(Case(T, P, H, D, N, exchange))
+        if N % U or H % U:
+            continue
+        for exchange in config.exchanges if N > U else ("none",):
+            found.append(Case(T, P, H, D, N, U, exchange))
     return found
 
 
@@ -107,10 +119,10 @@ def measure(case: Case, config: BenchConfig, device: torch.device) -> dict[str, 
 
     Returns:
         seconds: of the timed calls, for "dense" and "sparse".
-        received_bytes: keys and values of one call, for both.
+        received_bytes: of one call, for both: keys and values, and tokens exchanged for heads.
         density: share of the attention that the sparse calls compute.
     """
-    group = dist.group.WORLD if case.ranks > 1 else None
+    mesh = VideoMesh.of(case.mesh.device_mesh(device.type))
     T = case.latent_frames
     grid = FrameGrid(T, 1, case.tokens_per_frame)
     sparse = PLACEMENTS[config.keyframe_placement](T, horizon=config.horizon, rotate=True)
@@ -118,8 +130,9 @@ def measure(case: Case, config: BenchConfig, device: torch.device) -> dict[str, 
         name: LVSAttention(
             pattern,
             grid,
-            group=group,
-            exchange=case.exchange if case.ranks > 1 else "needed",
+            group=mesh.frames,
+            heads=mesh.heads,
+            exchange="needed" if case.exchange == "none" else case.exchange,
             backend=config.backend,
             device=device,
         )
@@ -137,14 +150,14 @@ def measure(case: Case, config: BenchConfig, device: torch.device) -> dict[str, 
     for turn in range(config.repeats + 1):
         for name, engine in engines.items():
             engine.step = turn
-            before = engine.received.kv_bytes
-            settle(device, group)
+            before = engine.received.kv_bytes + engine.received.head_bytes
+            settle(device, mesh.video)
             began = time.perf_counter()
             engine(q, k, v)
             synchronize(device)
             if turn:
                 seconds[name].append(time.perf_counter() - began)
-            received[name] = engine.received.kv_bytes - before
+            received[name] = engine.received.kv_bytes + engine.received.head_bytes - before
     return {"seconds": seconds, "received_bytes": received, "density": sparse.density}
 
 
@@ -214,7 +227,8 @@ def bench(config: BenchConfig) -> list[dict[str, Any]]:
 def as_text(row: dict[str, Any]) -> str:
     """Text of a row of the results."""
     return (
-        "T={latent_frames} P={tokens_per_frame} H={heads} D={head_dim} N={ranks} {exchange}: "
+        "T={latent_frames} P={tokens_per_frame} H={heads} D={head_dim} N={ranks} U={ulysses} "
+        "{exchange}: "
         "dense {dense_median:.4f} s, sparse {sparse_median:.4f} s; ratio {ratio_median:.3f} "
         "({ratio_min:.3f}-{ratio_max:.3f}), density {density:.3f}, ratio/density "
         "{ratio_over_density:.2f}"

@@ -46,4 +46,7 @@ def _label(row: dict[str, Any]) -> str:
         f"T={row['latent_frames']} P={row['tokens_per_frame']} H={row['heads']} "
         f"D={row['head_dim']} N={row['ranks']}"
     )
-    return f"{text} {row['exchange']}" if row["ranks"] > 1 else text
+    if row["ranks"] == 1:
+        return text
+    shared = f" {row['ulysses']} heads" if row["ulysses"] > 1 else ""
+    return f"{text}{shared} {row['exchange']}"

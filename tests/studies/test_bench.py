@@ -26,9 +26,11 @@ TINY = BenchConfig(
 
 def test_combinations_are_all_there_and_one_process_exchanges_nothing() -> None:
     config = BenchConfig(latent_frames=(8, 16), ranks=(1, 2), exchanges=("needed", "ring"))
-    found = [(case.latent_frames, case.ranks, case.exchange) for case in cases(config)]
-    each = [(1, "none"), (2, "needed"), (2, "ring")]
+    found = [(c.latent_frames, c.ranks, c.ulysses, c.exchange) for c in cases(config)]
+    each = [(1, 1, "none"), (2, 1, "needed"), (2, 1, "ring"), (2, 2, "none")]
     assert found == [(frames, *rest) for frames in (8, 16) for rest in each]
+    odd = BenchConfig(latent_frames=(8,), ranks=(4,), heads=(3,), exchanges=("ring",))
+    assert [case.ulysses for case in cases(odd)] == [1], "three heads do not divide by two"
 
 
 def test_one_process_writes_results_and_chart(tmp_path: Path) -> None:
@@ -49,13 +51,15 @@ def measured(rank: int, world: int, cases: list[Case]) -> list[dict[str, Any]]:
 def test_two_ranks_count_what_they_receive_and_the_slowest_counts() -> None:
     # A shard of 12 frames × 8 tokens, keys and values of 2 × 8 channels in float32.
     shard = 12 * 8 * 2 * 2 * 8 * 4
-    exchanges = [Case(24, 8, 2, 8, 2, exchange) for exchange in ("needed", "all_gather")]
+    exchanges = [Case(24, 8, 2, 8, 2, 1, exchange) for exchange in ("needed", "all_gather")]
+    exchanges.append(Case(24, 8, 2, 8, 2, 2, "none"))
     results = zip(*run_ranks(2, measured, exchanges), strict=True)
     for case, ranks in zip(exchanges, results, strict=True):
         row = summary(case, list(ranks))
+        # Heads: queries, keys, values and outputs, half of each, whatever is attended.
         assert row["dense_received_bytes_max"] == shard
         sparse = row["sparse_received_bytes_max"]
-        assert sparse == shard if case.exchange == "all_gather" else 0 < sparse < shard
+        assert 0 < sparse < shard if case.exchange == "needed" else sparse == shard
         slower = [max(pair) for pair in zip(*(r["seconds"]["dense"] for r in ranks), strict=True)]
         assert row["dense_seconds"] == pytest.approx(slower, abs=1e-6)
 
