@@ -133,7 +133,10 @@ class SplitHooks:
                 f"{self.name}: {what} {shape} has {shape[dim]} entries in dimension {dim}, which "
                 f"do not divide by {self.world} ranks"
             )
-        return value.narrow(dim, self.rank * length, length)
+        part = value.narrow(dim, self.rank * length, length)
+        # As a view an output's part would keep the whole in memory, for all blocks that read it, as
+        # they do rotary tables. The whole of an argument is its caller's, view or not.
+        return part.clone() if split.split_output else part
 
 
 class GatherHook:

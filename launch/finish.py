@@ -2,6 +2,7 @@
 
 The latents are on the disk before anything is decoded. Whatever happens then – memory that does
 not suffice, a full disk, a power cut – costs the decoding, which can be done again from the file.
+Frames are written as they are decoded: no video is held as a whole, where its VAE allows that.
 """
 
 import logging
@@ -17,20 +18,20 @@ from torch import Tensor
 
 from lvsa.errors import LVSAError
 from lvsa.launch.checkpoint import file
-from lvsa.launch.checkpoint.decoding import decode
 from lvsa.launch.checkpoint.folder import CheckpointFolder
 from lvsa.launch.checkpoint.values import pack, unpack
 from lvsa.launch.config import GenerateConfig
 from lvsa.launch.job import Model, open_model
 from lvsa.launch.loading.weights import load_network
-from lvsa.launch.media.encoder import check_encoder, write_video
-from lvsa.launch.meter import Stopwatch
+from lvsa.launch.media.encoder import check_encoder, written_video
+from lvsa.launch.media.frames import decode, grows_with_video
+from lvsa.launch.meter import Meter
 from lvsa.launch.processes.progress import Progress
 from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.progress import progress
 from lvsa.launch.records.claim import claimed
 from lvsa.launch.records.output import LATENTS, OutputError, output_stem, with_suffix, write_record
-from lvsa.launch.records.record import finished
+from lvsa.launch.records.record import finished, measured, meter_of
 from lvsa.launch.requests.plan import Video
 from lvsa.launch.requests.repeat import tell_repeated
 
@@ -59,7 +60,7 @@ class Files:
     Args:
         stem: path of the output, without suffix.
         config: what is asked for: a video, its latents, or both.
-        seconds: that the job took so far, by parts.
+        meter: seconds and memory of the job so far, by parts.
         progress: told of the phases of the work.
         checkpoint: where latents wait until the rest is done; it is removed then.
         repeats: record of the video that this one is to be made as again.
@@ -67,68 +68,69 @@ class Files:
 
     stem: Path
     config: GenerateConfig
-    seconds: Stopwatch
+    meter: Meter
     progress: Progress
     checkpoint: CheckpointFolder | None = None
     repeats: Mapping[str, Any] | None = None
 
-    def finish(self, pipe: Any, denoised: Denoised) -> Any:
+    def finish(self, pipe: Any, denoised: Denoised) -> None:
         """Makes them of what was denoised.
 
         Args:
             pipe: with the VAE and the video processor of the model.
 
-        Returns:
-            The video ``[1, F, H, W, 3]`` in 0 … 1; None where latents are all that is asked for.
-
         Raises:
             LVSAError: where latents are asked for, and the pipeline shows none.
         """
-        latents, frames, checkpoint = denoised.latents, denoised.frames, self.checkpoint
+        latents, checkpoint = denoised.latents, self.checkpoint
         wanted = self.config.wants_latents
         if wanted and latents is None:
             raise LVSAError(
                 f"--output latents, --keep-latents: {type(pipe).__name__} decodes in its own way, "
                 "and its latents cannot be had"
             )
-        so_far = {**denoised.record, "seconds": self.seconds.laps}
+        so_far = measured(denoised.record, self.meter)
         if latents is not None and checkpoint is not None and not checkpoint.decodes_only:
             keep(latents, so_far, checkpoint, needed=wanted)
         if self.config.output.output == "latents":
             # A video that is there keeps its record, which names its bits.
             if not with_suffix(self.stem, ".mp4").exists():
                 write_record(with_suffix(self.stem, ".json"), so_far)
-            frames = None
         else:
-            if latents is not None:
-                self.progress.enter("decoding")
-                with progress("decoding"):
-                    frames = decode(pipe, latents)
-                self.seconds.lap("decoding")
-            self.write(frames, denoised.record)
+            self.write(pipe, denoised)
         if checkpoint is not None:
             tidy_up(checkpoint, self.stem, self.config)
-        return frames
 
-    def decode(self, model: Model, denoised: Denoised) -> Any:
+    def decode(self, model: Model, denoised: Denoised) -> None:
         """Makes them of latents that were kept, as `finish`; of the model its VAE is loaded."""
         pipe = decoder(model, self.config, denoised.latents)
-        self.seconds.lap("loading")
-        return self.finish(pipe, with_settings(denoised, self.config, self.stem))
+        self.meter.lap("loading")
+        self.finish(pipe, with_settings(denoised, self.config, self.stem))
 
-    def write(self, frames: Any, record: dict[str, Any]) -> None:
-        """Writes a decoded video ``[1, F, H, W, 3]`` and its record."""
+    def write(self, pipe: Any, denoised: Denoised) -> None:
+        """Writes a video, as it is decoded, and its record."""
 
         def record_of(video: Path) -> dict[str, Any]:
-            self.seconds.lap("writing")
-            whole = finished(record, self.seconds.laps, video)
+            self.meter.lap("writing")
+            whole = finished(denoised.record, self.meter, video)
             if self.repeats is not None:
                 tell_repeated(self.repeats, whole)
             return whole
 
-        self.progress.enter("writing")
-        fps = record["request"]["fps"]
-        write_video(with_suffix(self.stem, ".mp4"), frames[0], fps, record_of)
+        request = denoised.record["request"]
+        path = with_suffix(self.stem, ".mp4")
+        with written_video(path, request["fps"], record_of, request["num_frames"]) as video:
+            if denoised.latents is None:
+                for frame in denoised.frames[0]:
+                    video.write(frame)
+            else:
+                self.progress.enter("decoding")
+                # Frames that come one by one have a bar of their own.
+                silent = grows_with_video(pipe.vae, getattr(pipe.vae, "use_tiling", False))
+                with progress("decoding", aloud=silent is not None):
+                    decode(pipe, denoised.latents, video.write)
+                self.meter.lap("decoding")
+            self.progress.enter("writing")
         logger.info("wrote %s.mp4 and its record %s.json", self.stem, self.stem.name)
 
 
@@ -157,18 +159,18 @@ def tidy_up(checkpoint: CheckpointFolder, stem: Path, config: GenerateConfig) ->
     checkpoint.remove()
 
 
-def decode_kept(model: Model, video: Video, runtime: Runtime) -> Any:
+def decode_kept(model: Model, video: Video, runtime: Runtime) -> None:
     """Finishes a video whose denoising was done by a job that was interrupted after it."""
     runtime.progress.enter("loading")
     denoised = read_latents(video.checkpoint.latents, runtime.device)
-    seconds = Stopwatch(denoised.record["seconds"])
+    meter = meter_of(denoised.record, runtime.device)
     files = Files(
-        video.stem, video.config, seconds, runtime.progress, video.checkpoint, video.repeats
+        video.stem, video.config, meter, runtime.progress, video.checkpoint, video.repeats
     )
-    return files.decode(model, denoised)
+    files.decode(model, denoised)
 
 
-def decode_file(path: Path, config: GenerateConfig, runtime: Runtime) -> Any:
+def decode_file(path: Path, config: GenerateConfig, runtime: Runtime) -> None:
     """Makes a video of a file of latents, for --decode.
 
     Raises:
@@ -186,12 +188,12 @@ def decode_file(path: Path, config: GenerateConfig, runtime: Runtime) -> Any:
     check_encoder()
     runtime.progress.enter("loading")
     denoised = read_latents(path, runtime.device)
-    seconds = Stopwatch(denoised.record["seconds"])
+    meter = meter_of(denoised.record, runtime.device)
     model = open_model(config)
     made_by = denoised.record["model"]["pipeline"]
     model = replace(model, source=replace(model.source, loaded_as=made_by))
     with claimed(stem):
-        return Files(stem, config, seconds, runtime.progress).decode(model, denoised)
+        Files(stem, config, meter, runtime.progress).decode(model, denoised)
 
 
 def with_settings(denoised: Denoised, config: GenerateConfig, stem: Path) -> Denoised:
@@ -223,8 +225,8 @@ def decoder(model: Model, config: GenerateConfig, latents: Tensor | None) -> Any
     assert latents is not None, "read from a file that holds some"
     options = config.model
     vae = load_network(
-        model.source, "vae", latents.dtype, options.variant, options.allow_pickle
-    ).to(latents.device)
+        model.source, "vae", latents.dtype, options.variant, options.allow_pickle, latents.device
+    )
     if model.adapter.tiled_vae or config.tuning.vae_tiling:
         vae.enable_tiling()
     return SimpleNamespace(vae=vae, video_processor=model.skeleton.video_processor)

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
     from lvsa.launch.job import Job, Model
     from lvsa.launch.meshes.choice import Choice
+    from lvsa.launch.meter import Meter
     from lvsa.launch.processes.runtime import Runtime
     from lvsa.launch.records.provenance import Later
     from lvsa.launch.requests.plan import Video
+    from lvsa.launch.tuning.residence import Residence
 
 # torch, diffusers and transformers come with most of what functions import here: seconds, for
 # arguments that hold.
@@ -60,15 +62,17 @@ class Loaded:
     Args:
         pipe: the pipeline, on this rank's device.
         mesh: the job's ranks; None for one process.
+        residence: which of its networks are on the device.
         origins: code and weights, for the records; on the first rank.
-        seconds: what loading took.
+        meter: what loading took.
         parallel: why the ranks share a video as they do, where that was chosen.
     """
 
     pipe: Any
     mesh: "DeviceMesh | None"
+    residence: "Residence"
     origins: "Later[dict[str, Any]] | None"
-    seconds: float
+    meter: "Meter"
     parallel: str | None = None
 
 
@@ -158,12 +162,13 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
 def load(job: "Job", model: "Model", runtime: "Runtime", choice: "Choice | None") -> Loaded:
     """The model's weights on every rank's device, with what is done to them before LVSA comes."""
     from lvsa.launch.loading.weights import load_pipeline
-    from lvsa.launch.meter import Stopwatch
+    from lvsa.launch.meter import Meter
     from lvsa.launch.progress import progress
     from lvsa.launch.records.provenance import Later, provenance
-    from lvsa.launch.tuning.prepare import prepare
+    from lvsa.launch.tuning.prepare import loads_to, prepare
+    from lvsa.launch.tuning.residence import Residence
 
-    seconds, options = Stopwatch(), job.config.model
+    meter, options, tuning = Meter(runtime.device), job.config.model, job.config.tuning
     runtime.progress.enter("loading")
     with progress("loading the weights", runtime.first):
         pipe = runtime.together(
@@ -174,39 +179,49 @@ def load(job: "Job", model: "Model", runtime: "Runtime", choice: "Choice | None"
                 encodes=runtime.first,
                 variant=options.variant,
                 allow_pickle=options.allow_pickle,
+                device=loads_to(tuning, model.loras, runtime.device),
             )
         )
         transformers = job.adapter.transformers(pipe)
-        runtime.together(
-            lambda: prepare(pipe, job.config.tuning, model.loras, transformers, runtime.device)
-        )
+        runtime.together(lambda: prepare(pipe, tuning, model.loras, transformers, runtime.device))
     pipe.set_progress_bar_config(disable=not runtime.first, desc="denoising", unit="step")
     origins = Later(lambda: provenance(job.source, model.loras)) if runtime.first else None
     mesh = job.mesh.device_mesh(runtime.device.type)
+    residence = Residence(pipe, runtime.device, offloaded=tuning.offload != "none")
     parallel = None if choice is None else choice.reason
-    return Loaded(pipe, mesh, origins, seconds.lap("loading"), parallel)
+    meter.lap("loading")
+    return Loaded(pipe, mesh, residence, origins, meter, parallel)
 
 
 def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -> Any:
     """One video with its record, on the disk.
 
     Returns:
-        On the first rank the decoded video ``[1, F, H, W, 3]`` in 0 … 1, on the others their
-        latents.
+        What the pipeline's call did: latents, but on the first rank, which decodes them later.
     """
     from lvsa.adapters.install.enable import enable
     from lvsa.launch.checkpoint.decoding import without_decoding
     from lvsa.launch.checkpoint.going_on import going_on
     from lvsa.launch.finish import Denoised, Files
     from lvsa.launch.inputs import call_arguments
-    from lvsa.launch.meter import StepTimer, Stopwatch
+    from lvsa.launch.loading.weights import ENCODERS
+    from lvsa.launch.meter import Meter, StepTimer
     from lvsa.launch.profiling import StepProfile
     from lvsa.launch.progress import progress, showing_phases
     from lvsa.launch.prompts import telling_truncation
     from lvsa.launch.records.record import make_record, rank_facts
+    from lvsa.launch.tuning.residence import before_denoising
 
-    seconds, steps = Stopwatch({"loading": loaded.seconds}), StepTimer(runtime.device)
-    config, pipe = job.config, loaded.pipe
+    steps = StepTimer(runtime.device)
+    config, pipe, residence, last = job.config, loaded.pipe, loaded.residence, video.last
+    residence.come_back()
+    transformers = job.adapter.transformers(pipe)
+    meter = Meter(runtime.device, loaded.meter.seconds, loaded.meter.peaks)
+
+    def encoded() -> None:
+        residence.leave(ENCODERS, for_good=last)
+        meter.lap("encoding")
+
     job.request.sampling.set_on(pipe)
     # The first rank decodes; the others are done when the last step is.
     arguments = call_arguments(job.request, job.adapter, pipe, runtime.first)
@@ -228,6 +243,7 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
     with (
         going_on(pipe, job, arguments["generator"], video.checkpoint, runtime) as loop,
         lvsa() as session,
+        before_denoising(transformers.values(), encoded),
         telling_truncation(pipe),
         showing_phases(pipe, runtime.first),
         without_decoding(pipe) as latents,
@@ -239,9 +255,11 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         )
         with runtime.progress.generation(session, pipe, job.request.steps):
             frames = pipe(**arguments).frames
-    seconds.lap("denoising")
+    if last or runtime.first:
+        residence.leave(transformers, for_good=last)
+    meter.lap("denoising")
     facts = video.stem.name
-    mine = rank_facts(job, session, steps, runtime)
+    mine = rank_facts(job, session, steps, meter, runtime)
     if traced:
         mine["profile"] = traced.write(video.stem, runtime.rank)
     runtime.share(facts, mine)
@@ -251,8 +269,9 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         origins = loaded.origins.result()
     record = make_record(job, session, runtime.collect(facts), origins, loop.first, loaded.parallel)
     denoised = Denoised(record, latents.value, frames)
-    files = Files(video.stem, config, seconds, runtime.progress, video.checkpoint, video.repeats)
-    return files.finish(pipe, denoised)
+    files = Files(video.stem, config, meter, runtime.progress, video.checkpoint, video.repeats)
+    files.finish(pipe, denoised)
+    return frames
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from lvsa.errors import DivisibilityError
 from lvsa.exchange import EXCHANGES
 from lvsa.exchange.base import token_bytes
 from lvsa.launch.job import Job
+from lvsa.launch.media.frames import grows_with_video
 from lvsa.launch.meshes.drawing import mesh_lines
 from lvsa.launch.meshes.ranking import ranking_lines
 from lvsa.launch.notes import advice, without_effect
@@ -111,6 +112,7 @@ def report(job: Job) -> str:
         f"guidance {request.guidance:g}",
         f"sampling   {described(job.skeleton, request.sampling, request.guidance, request.steps)}",
         f"kernel     {job.kernel}",
+        f"decoding   {_decoding_line(job)}",
         f"sequence   T × P = {T} latent frames × {P} tokens = {S} tokens; {job.layers} layers of "
         f"{job.heads} heads × {job.head_dim}, {str(job.dtype).removeprefix('torch.')}",
         f"horizon    {job.horizon} latent frames",
@@ -148,6 +150,14 @@ def report(job: Job) -> str:
         lines += mesh_lines(job)
     lines += prediction_lines(job) + ranking_lines(job)
     return "\n".join(lines)
+
+
+def _decoding_line(job: Job) -> str:
+    tiled = job.adapter.tiled_vae or job.config.tuning.vae_tiling
+    growth = grows_with_video(job.skeleton.vae, tiled)
+    if growth is None:
+        return "frames are written as they are decoded; memory does not grow with the video"
+    return f"memory grows with the video: {growth}"
 
 
 def _pattern_line(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""Latents between denoising and decoding: caught, kept, and decoded, now or another day.
+"""Latents between denoising and decoding: caught, to be kept, and decoded now or another day.
 
 Pipelines end with ``vae.decode`` of latents that they have brought to the VAE's scale, without
 what padding or references they added, and with ``video_processor.postprocess_video``. What the
@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor
 
@@ -43,14 +41,3 @@ def without_decoding(pipe: Any) -> Iterator[Latents]:
         yield caught
     finally:
         undo()
-
-
-@torch.no_grad()
-def decode(pipe: Any, latents: Tensor) -> np.ndarray:
-    """The video ``[1, F, H, W, 3]`` in 0 … 1 of latents that were caught, as pipelines end."""
-    video = pipe.vae.decode(latents, return_dict=False)[0]
-    frames: np.ndarray = pipe.video_processor.postprocess_video(video, output_type="np")
-    # As pipelines end: with offloading, the VAE makes way for what comes next.
-    if hasattr(pipe, "maybe_free_model_hooks"):
-        pipe.maybe_free_model_hooks()
-    return frames

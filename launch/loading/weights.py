@@ -2,6 +2,9 @@
 
 diffusers and transformers fill tensors that a checkpoint lacks with random numbers and go on. Here
 each network is loaded by itself and asked what was missing, unexpected or of another shape.
+
+Files are mapped, not read: ranks of one node share their pages. What a rank holds beside them are
+its own tensors, in the host's memory or, one by one as they are cast, on its device.
 """
 
 import json
@@ -24,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Networks that only encode what a user gives: one rank does that for all.
 ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder")
+HOST = torch.device("cpu")
 SHOWN = 4
 """Tensors that a message names."""
 # What diffusers and transformers raise for files that they cannot read.
@@ -47,8 +51,9 @@ def load_pipeline(
     *,
     variant: str | None = None,
     allow_pickle: bool = False,
+    device: torch.device = HOST,
 ) -> Any:
-    """The pipeline with its weights, on the CPU.
+    """The pipeline with its weights.
 
     Args:
         source: from `find_model`.
@@ -59,6 +64,7 @@ def load_pipeline(
             networks, often the largest, on the disk.
         variant: of the files, as in ``model.fp16.safetensors``; the plain ones without it.
         allow_pickle: whether pickled weights may be read where there are no safetensors.
+        device: where the networks are to be.
 
     Raises:
         CheckpointError: naming the component and the tensors or files, where anything is missing,
@@ -78,7 +84,7 @@ def load_pipeline(
         half = dtype != torch.float32
         own_dtype = adapter.component_dtypes.get(name, dtype) if half else dtype
         own_variant = _checked_variant(source, folder / name, variant, allow_pickle)
-        parts[name] = _load(source, folder, name, cls, own_dtype, own_variant, allow_pickle)
+        parts[name] = _load(source, folder, name, cls, own_dtype, own_variant, allow_pickle, device)
     try:
         pipe = pipeline.from_pretrained(folder, **parts)
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -91,13 +97,18 @@ def load_pipeline(
 
 
 def load_network(
-    source: ModelSource, name: str, dtype: torch.dtype, variant: str | None, allow_pickle: bool
+    source: ModelSource,
+    name: str,
+    dtype: torch.dtype,
+    variant: str | None,
+    allow_pickle: bool,
+    device: torch.device = HOST,
 ) -> Any:
-    """One network of a model with its weights, on the CPU; arguments and errors as above."""
+    """One network of a model with its weights; arguments and errors as above."""
     folder = _weights_folder(source, variant, allow_pickle)
     cls = dict(networks(source))[name]
     own_variant = _checked_variant(source, folder / name, variant, allow_pickle)
-    return _load(source, folder, name, cls, dtype, own_variant, allow_pickle)
+    return _load(source, folder, name, cls, dtype, own_variant, allow_pickle, device)
 
 
 def networks(source: ModelSource) -> Iterator[tuple[str, Any]]:
@@ -140,8 +151,11 @@ def _load(
     dtype: torch.dtype,
     variant: str | None,
     allow_pickle: bool,
+    device: torch.device,
 ) -> Any:
     """One network with all of its tensors from the checkpoint."""
+    # On the host a tensor that needs no cast stays a part of the file, which copies would not be.
+    straight = {} if device.type == "cpu" else {"device_map": {"": device}}
     try:
         network, info = cls.from_pretrained(
             folder / name,
@@ -151,6 +165,7 @@ def _load(
             # Reported below, with the names, instead of an error that leaves them out.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **straight,
         )
     except LOADING_ERRORS as error:
         raise CheckpointError(

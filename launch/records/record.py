@@ -5,10 +5,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from lvsa.adapters.install.enable import LVSASession
 from lvsa.launch.inputs import Request
 from lvsa.launch.job import Job
-from lvsa.launch.meter import StepTimer, peak_memory_bytes
+from lvsa.launch.meter import Meter, StepTimer, largest_peak, merged
 from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.records.output import versions
 from lvsa.launch.records.provenance import digest, hardware, input_digests
@@ -17,7 +19,7 @@ from lvsa.launch.sampling import scheduler_facts
 
 
 def rank_facts(
-    job: Job, session: LVSASession, steps: StepTimer, runtime: Runtime
+    job: Job, session: LVSASession, steps: StepTimer, meter: Meter, runtime: Runtime
 ) -> dict[str, Any]:
     """What one rank measured in a generation, and the attention kernel that it ran."""
     kernel = session.attention.backend.check(runtime.device, job.dtype, job.head_dim)
@@ -27,7 +29,8 @@ def rank_facts(
         **hardware(runtime.device),
         "kernel": kernel,
         "seconds_per_step": [round(s, 4) for s in steps.seconds()],
-        "peak_memory_bytes": peak_memory_bytes(runtime.device),
+        "peak_memory_bytes": largest_peak(meter.peaks),
+        "peak_memory_by_part": meter.peaks,
         "attention_calls": received.calls,
         "kv_bytes_received": received.kv_bytes,
         "text_bytes_received": received.text_bytes,
@@ -106,6 +109,7 @@ def make_record(
         "first_step": first_step,
         "seconds_per_step_median": _median(ranks[0]["seconds_per_step"]),
         "peak_memory_bytes": max(rank["peak_memory_bytes"] for rank in ranks),
+        "peak_memory_by_part": merged(rank["peak_memory_by_part"] for rank in ranks),
         "kv_bytes_received": sum(rank["kv_bytes_received"] for rank in ranks),
         "ranks": ranks,
         **origins,
@@ -114,16 +118,29 @@ def make_record(
     }
 
 
-def finished(record: dict[str, Any], seconds: dict[str, float], video: Path) -> dict[str, Any]:
+def measured(record: dict[str, Any], meter: Meter) -> dict[str, Any]:
+    """A record with what the first rank has measured since, which decodes and writes alone."""
+    peaks = merged([record.get("peak_memory_by_part", {}), meter.peaks])
+    most = max(record["peak_memory_bytes"], largest_peak(meter.peaks))
+    facts = {"peak_memory_bytes": most, "peak_memory_by_part": peaks, "seconds": meter.seconds}
+    return {**record, **facts}
+
+
+def meter_of(record: dict[str, Any], device: torch.device) -> Meter:
+    """The meter of a job that goes on from a record; earlier versions kept no peaks by part."""
+    return Meter(device, record["seconds"], record.get("peak_memory_by_part"))
+
+
+def finished(record: dict[str, Any], meter: Meter, video: Path) -> dict[str, Any]:
     """The record of a video that was made of latents.
 
     Args:
         record: that of the latents.
-        seconds: parts of the job by name, as the first rank took them.
+        meter: of the first rank.
         video: the file that was written.
     """
     file = {"sha256": digest(video), "bytes": video.stat().st_size}
-    return {**record, "video": file, "seconds": seconds}
+    return {**measured(record, meter), "video": file}
 
 
 def _median(seconds: list[float]) -> float | None:

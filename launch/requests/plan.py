@@ -51,6 +51,11 @@ class Video:
     repeats: Mapping[str, Any] | None = None
 
     @property
+    def last(self) -> bool:
+        """Whether no other video of the job comes after it."""
+        return self.number == self.of
+
+    @property
     def turn(self) -> str:
         """Which of how many videos this is, for messages."""
         return f"{self.number} of {self.of}"

@@ -1,9 +1,9 @@
 """A loaded pipeline made ready for its device: LoRAs, tiling, caches, offloading, compiling.
 
 All of it before LVSA, which then meets the pipeline as it will run. The order matters: a LoRA is
-merged where the weights are, on the CPU; a cache stands outside of what moves a block's weights, so
-that a block that is skipped is not moved, and inside of what moves a whole model, which diffusers
-puts around it anew after every video.
+merged on the CPU, to the same bits on every rank; a cache stands outside of what moves a block's
+weights, so that a block that is skipped is not moved, and inside of what moves a whole model, which
+diffusers puts around it anew after every video.
 """
 
 import logging
@@ -62,6 +62,16 @@ def tuning_without_effect(
     ]
 
 
+def loads_to(
+    tuning: TuningConfig, loras: Sequence[FoundLoRA], device: torch.device
+) -> torch.device:
+    """Where weights are read to: the device, so that the host need not hold what each rank has.
+
+    Offloaded ones stay in the host's memory, and those that a LoRA is merged into begin there.
+    """
+    return torch.device("cpu") if tuning.offload != "none" or loras else device
+
+
 def prepare(
     pipe: Any,
     tuning: TuningConfig,
@@ -72,7 +82,7 @@ def prepare(
     """Makes a pipeline ready, and brings it to its device.
 
     Args:
-        pipe: with its weights, on the CPU.
+        pipe: with its weights, where `loads_to` says.
         loras: from `lvsa.launch.loading.lora.check_loras`.
         transformers: of the pipeline, by attribute.
 

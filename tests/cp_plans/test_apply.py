@@ -71,6 +71,7 @@ def positions_and_outputs(rank, world):
     assert torch.equal(toy(X), 2 * X)
     first, second = toy.pair(X)
     assert torch.equal(first, X) and torch.equal(second, -mine)
+    assert second.untyped_storage().nbytes() == mine.nbytes, "the rest is free"
     assert torch.equal(toy.inner(hidden_states=X), 2 * mine)
     assert torch.equal(toy.inner(X, scale=None), 2 * mine)
     applied.remove()

@@ -110,12 +110,13 @@ def encoders(rank, world, arguments):
     load = weights.load_pipeline
 
     def load_pipeline(*args, **options):
-        loaded.append(load(*args, **options))
-        return loaded[0]
+        pipe = load(*args, **options)
+        loaded.append(pipe.text_encoder is not None)
+        return pipe
 
     weights.load_pipeline = load_pipeline
     launched(rank, world, arguments)
-    return loaded[0].text_encoder is not None
+    return loaded[0]
 
 
 def test_equals_the_stock_pipeline_without_lvsa(model, one_process):

@@ -25,8 +25,8 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
     from lvsa.launch.processes.runtime import Runtime
     from lvsa.launch.requests.lists import requests_of
 
-    made = []
-    make = generate.make_video
+    made, frames = [], []
+    make, decode = generate.make_video, finish.decode
     store = dist.distributed_c10d._get_default_store() if world > 1 else None
     runtime = Runtime(rank, world, torch.device("cpu"), store)
     with pytest.MonkeyPatch.context() as patch:
@@ -37,10 +37,17 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
                 "call_arguments",
                 lambda request, adapter, pipe, first_rank: decoding(request, adapter, pipe, False),
             )
-            patch.setattr(finish.Files, "finish", lambda self, pipe, denoised: denoised.frames)
+            patch.setattr(finish.Files, "finish", lambda self, pipe, denoised: None)
+        patch.setattr(
+            finish,
+            "decode",
+            lambda pipe, latents, write: decode(
+                pipe, latents, lambda frame: frames.append(frame) or write(frame)
+            ),
+        )
         patch.setattr(generate, "make_video", lambda *args: made.append(make(*args)))
         generate.run(requests_of(parse([*arguments, "--overwrite"])), runtime)
-    return np.asarray(made[0][0])
+    return np.asarray(frames or made[0][0])
 
 
 def alone(arguments: list[str]) -> list[str]:
