@@ -10,6 +10,7 @@ import torch
 from lvsa.adapters import adapter_for
 from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.checkpoints import Defaults, KnownModel
+from lvsa.adapters.checkpoints.loras import DistilledLora, distilled_lora
 from lvsa.adapters.install.grids import make_pattern
 from lvsa.adapters.install.rope_patch import RIFLExOptions, check_riflex
 from lvsa.errors import CheckpointError, LVSAError
@@ -22,6 +23,7 @@ from lvsa.launch.loading.lora import FoundLoRA, check_loras
 from lvsa.launch.loading.models import ModelSource, find_model
 from lvsa.launch.loading.skeleton import BROKEN_CONFIG, defaults_for, skeleton_pipeline
 from lvsa.launch.profiling import check_profile
+from lvsa.launch.sampling import with_lora
 from lvsa.launch.tuning.prepare import check_tuning
 from lvsa.mesh import MeshSizes, mesh_sizes
 from lvsa.pattern import FrameMatrices, Pattern, dense
@@ -38,6 +40,7 @@ class Model:
         skeleton: its pipeline with the networks on the meta device.
         defaults: of its videos; None where it is not known.
         loras: to merge into its weights.
+        distilled: how one of them is sampled, where that is known.
     """
 
     source: ModelSource
@@ -45,6 +48,7 @@ class Model:
     skeleton: Any
     defaults: Defaults | None
     loras: tuple[FoundLoRA, ...] = ()
+    distilled: DistilledLora | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,14 @@ def open_model(config: GenerateConfig) -> Model:
     _check_geometry(source, adapter, skeleton)
     check_tuning(config.tuning, skeleton)
     loras = check_loras(config.model.lora, skeleton, adapter.transformers(skeleton))
-    return Model(source, adapter, skeleton, defaults_for(source, adapter, skeleton), loras)
+    distilled = distilled_lora(lora.source for lora, _ in loras)
+    if distilled is not None:
+        logger.info(
+            "%s: %d steps, guidance %g, flow shift %g where no flag says otherwise",
+            distilled.repository, distilled.steps, distilled.guidance, distilled.flow_shift,
+        )  # fmt: skip
+    defaults = defaults_for(source, adapter, skeleton)
+    return Model(source, adapter, skeleton, defaults, loras, distilled)
 
 
 def _given(config: GenerateConfig) -> str:
@@ -183,7 +194,8 @@ def make_job(
     )
     check_heads(int(transformer.config.num_attention_heads), mesh.heads)
     if request is None:
-        request = make_request(config, skeleton, adapter, model.defaults, mesh.sequence)
+        asked = replace(config, sampling=with_lora(config.sampling, model.distilled))
+        request = make_request(asked, skeleton, adapter, model.defaults, mesh.sequence)
     _check_guidance(mesh, request, adapter, skeleton)
     # Videos of one job share the model, and each may have a schedule of its own.
     skeleton = copy.copy(skeleton)

@@ -6,12 +6,13 @@ says otherwise. A checkpoint that is none of the known ones keeps its own.
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
 
 from lvsa.adapters.base import ModelAdapter
+from lvsa.adapters.checkpoints.loras import DistilledLora
 from lvsa.errors import LVSAError
 from lvsa.launch.config import SamplingConfig
 from lvsa.settings import flag
@@ -64,6 +65,17 @@ class Sampling:
         if self.dynamic_guidance:
             arguments["use_dynamic_cfg"] = True
         return arguments
+
+
+def with_lora(config: SamplingConfig, lora: DistilledLora | None) -> SamplingConfig:
+    """Settings with those that a distilled LoRA is sampled with, where the user left them open."""
+    if lora is None:
+        return config
+    published: dict[str, Any] = {"steps": lora.steps, "guidance": lora.guidance}
+    if config.scheduler != OWN:
+        published["flow_shift"] = lora.flow_shift
+    still_open = {n: value for n, value in published.items() if getattr(config, n) is None}
+    return replace(config, **still_open)
 
 
 def settle(

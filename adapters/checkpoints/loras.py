@@ -5,6 +5,7 @@ LightX2V, configs/distill. UniPC, the checkpoints' own scheduler, takes 4 steps 
 that these LoRAs learned; Euler of diffusers takes others.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -30,3 +31,10 @@ DISTILLED_LORAS = (
     DistilledLora("Wan 2.2 T2V A14B", "lightx2v/Wan2.2-Lightning"),
     DistilledLora("Wan 2.2 I2V A14B", "lightx2v/Wan2.2-Lightning"),
 )
+
+
+def distilled_lora(sources: Iterable[str]) -> DistilledLora | None:
+    """The first known one among hub ids, which a path in the repository may follow."""
+    known = {lora.repository: lora for lora in DISTILLED_LORAS}
+    ids = ("/".join(source.split("/")[:2]) for source in sources)
+    return next((known[id] for id in ids if id in known), None)

@@ -272,11 +272,24 @@ def _the_one(lora: LoRA, names: Sequence[str]) -> str:
 
 def _from_hub(lora: LoRA, repository: str, file: str) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
 
     try:
         if not file:
-            listed = HfApi().list_repo_files(repository)
+            try:
+                listed = HfApi().list_repo_files(repository)
+            except OSError as error:
+                # Offline: hub files of before serve, as they do for models.
+                if isinstance(error, RepositoryNotFoundError) or not (
+                    listed := _fetched_before(repository)
+                ):
+                    raise
+                logger.info("--lora %s: what was fetched before, %s", lora.source, listed)
             file = _the_one(lora, [name for name in listed if Path(name).match(WEIGHTS)])
         return Path(hf_hub_download(repository, file))
     except (EntryNotFoundError, HFValidationError) as error:
@@ -287,3 +300,15 @@ def _from_hub(lora: LoRA, repository: str, file: str) -> Path:
         raise CheckpointError(
             f"--lora {lora.source}: no such file, and the model hub cannot be reached: {error}"
         ) from error
+
+
+def _fetched_before(repository: str) -> list[str]:
+    """Weights of a repository in the cache of this machine."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return []
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob(WEIGHTS))
