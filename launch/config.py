@@ -216,6 +216,8 @@ class ProcessesConfig:
     exchange: ExchangeName = "needed"
     """How keys and values travel: only needed frames, straight to who attends them (needed) or from
     neighbor to neighbor (ring), or all of them to all."""
+    replicas: Annotated[int, Range(1, 1_024)] = 1
+    """Videos of a list that are made at the same time, each by an equal part of the ranks."""
     ulysses: Annotated[int, Range(1, 1_024)] = 1
     """Ranks that exchange tokens for attention heads, which this must divide; the other ranks of a
     video exchange frames."""

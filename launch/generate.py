@@ -18,7 +18,7 @@ from lvsa.launch.arguments import parse
 from lvsa.launch.processes.environment import Place
 from lvsa.launch.processes.reporting import SomeFailed, run_reporting
 from lvsa.launch.processes.watch import watched
-from lvsa.launch.requests.lists import Request, requests_of
+from lvsa.launch.requests.lists import Request, is_list, requests_of
 from lvsa.launch.requests.share import share_of
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Loaded:
         pipe: the pipeline, on this rank's device.
         mesh: the job's ranks; None for one process.
         residence: which of its networks are on the device.
-        origins: code and weights, for the records; on the first rank.
+        origins: code and weights, for the records; on the first rank of a replica.
         meter: what loading took.
         parallel: why the ranks share a video as they do, where that was chosen.
     """
@@ -88,12 +88,12 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     from lvsa.launch.job import open_model
     from lvsa.launch.media.encoder import check_encoder
     from lvsa.launch.meshes.choice import choose
-    from lvsa.launch.processes.attempts import attempt
     from lvsa.launch.records.claim import check_unclaimed, claimed
     from lvsa.launch.records.output import versions
     from lvsa.launch.report import tell
     from lvsa.launch.requests.page import Page
-    from lvsa.launch.requests.plan import agreed, job_of, plan_videos
+    from lvsa.launch.requests.plan import agreed, as_left, job_of, plan_videos
+    from lvsa.launch.requests.turns import check_replicas, make_all
 
     config = requests[0].config
     check_agreement(agreed(requests), runtime.group)
@@ -115,52 +115,67 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
         for video in videos:
             tell(job_of(video.config, model, runtime), video.stem, said, runtime.first)
         return
-    listed = len(videos) > 1 or requests[0].where != ""
-    page = Page(videos) if listed and runtime.first else None
+    page = Page(videos)
     to_make = [video for video in videos if not video.done]
     for video in videos:
         if video.done:
             logger.info("%s: %s.mp4 is there already", video.turn, video.stem)
             runtime.on_first(partial(tidy_up, video.checkpoint, video.stem, video.config))
-    if page is not None:
+    if is_list(requests) and runtime.first:
         page.write()
     if not to_make:
         return
 
-    runtime.on_first(check_encoder)
     runtime.on_first(lambda: check_unclaimed(to_make[0].stem))
     job = job_of(to_make[0].config, model, runtime)
+    mesh = job.mesh.device_mesh(runtime.device.type)
+    team = runtime.of_replica(job.mesh, mesh)
+    runtime.together(lambda: check_encoder() if team.first else None)
+    check_replicas(to_make[0].stem.parent, len(to_make), runtime, team)
     tell(job, to_make[0].stem, said, runtime.first)
-    loaded = None if all(video.denoised for video in to_make) else load(job, model, runtime, choice)
+    said = runtime.from_first(said)
+    denoise = not all(video.denoised for video in to_make)
+    loaded = load(job, model, mesh, choice, runtime, team) if denoise else None
 
-    def make(video: "Video") -> None:
-        of_video = job if video is to_make[0] else job_of(video.config, model, runtime)
-        tell(of_video, video.stem, said, runtime.first)
-        with runtime.holding(lambda: claimed(video.stem)):
-            runtime.on_first(partial(look, video.checkpoint, video.config.checkpoint.fresh))
+    def make(video: "Video", left_behind: bool = False) -> None:
+        of_video = job if video is to_make[0] else job_of(video.config, model, team)
+        tell(of_video, video.stem, said, team.first)
+        with team.holding(lambda: claimed(video.stem)):
+            if left_behind:
+                video = team.from_first(team.on_first(partial(as_left, video, of_video)) or video)
+            if video.done:
+                team.on_first(partial(tidy_up, video.checkpoint, video.stem, video.config))
+                return
+            team.on_first(partial(look, video.checkpoint, video.config.checkpoint.fresh))
             if loaded is not None and not video.denoised:
-                make_video(loaded, of_video, video, runtime)
-            elif runtime.first:
-                decode_kept(model, video, runtime)
+                make_video(loaded, of_video, video, team)
+            elif team.first:
+                decode_kept(model, video, team)
 
-    failed: dict[str, str] = {}
-    for video in to_make:
-        if not listed:
-            make(video)
-            break
-        logger.info("%s: %s", video.turn, video.stem.name)
-        problem = attempt(runtime, video.stem.name, partial(make, video))
-        if problem is not None:
-            failed[video.stem.name] = problem
-            logger.error("%s: %s failed: %s", video.turn, video.stem.name, problem)
-        if page is not None:
-            page.write(failed)
+    if not is_list(requests):
+        make(to_make[0])
+        return
+    failed = make_all(to_make, make, page, runtime, team)
     if failed:
         raise SomeFailed(f"{len(failed)} of {len(videos)} videos failed: {', '.join(failed)}")
 
 
-def load(job: "Job", model: "Model", runtime: "Runtime", choice: "Choice | None") -> Loaded:
-    """The model's weights on every rank's device, with what is done to them before LVSA comes."""
+def load(
+    job: "Job",
+    model: "Model",
+    mesh: "DeviceMesh | None",
+    choice: "Choice | None",
+    runtime: "Runtime",
+    team: "Runtime",
+) -> Loaded:
+    """The model's weights on every rank's device, with what is done to them before LVSA comes.
+
+    Args:
+        mesh: the job's ranks.
+        choice: of that mesh, where it was left open.
+        runtime: this process among those of the job, all of which load.
+        team: this process among those of its replica, whose first one encodes.
+    """
     from lvsa.launch.loading.weights import load_pipeline
     from lvsa.launch.meter import Meter
     from lvsa.launch.progress import progress
@@ -170,13 +185,13 @@ def load(job: "Job", model: "Model", runtime: "Runtime", choice: "Choice | None"
 
     meter, options, tuning = Meter(runtime.device), job.config.model, job.config.tuning
     runtime.progress.enter("loading")
-    with progress("loading the weights", runtime.first):
+    with progress("loading the weights", runtime.shown):
         pipe = runtime.together(
             lambda: load_pipeline(
                 job.source,
                 job.dtype,
                 job.adapter,
-                encodes=runtime.first,
+                encodes=team.first,
                 variant=options.variant,
                 allow_pickle=options.allow_pickle,
                 device=loads_to(tuning, model.loras, runtime.device),
@@ -184,9 +199,8 @@ def load(job: "Job", model: "Model", runtime: "Runtime", choice: "Choice | None"
         )
         transformers = job.adapter.transformers(pipe)
         runtime.together(lambda: prepare(pipe, tuning, model.loras, transformers, runtime.device))
-    pipe.set_progress_bar_config(disable=not runtime.first, desc="denoising", unit="step")
-    origins = Later(lambda: provenance(job.source, model.loras)) if runtime.first else None
-    mesh = job.mesh.device_mesh(runtime.device.type)
+    pipe.set_progress_bar_config(disable=not team.shown, desc="denoising", unit="step")
+    origins = Later(lambda: provenance(job.source, model.loras)) if team.first else None
     residence = Residence(pipe, runtime.device, offloaded=tuning.offload != "none")
     parallel = None if choice is None else choice.reason
     meter.lap("loading")
@@ -195,6 +209,9 @@ def load(job: "Job", model: "Model", runtime: "Runtime", choice: "Choice | None"
 
 def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -> Any:
     """One video with its record, on the disk.
+
+    Args:
+        runtime: this process among those that make it.
 
     Returns:
         What the pipeline's call did: latents, but on the first rank, which decodes them later.
@@ -213,7 +230,9 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
     from lvsa.launch.tuning.residence import before_denoising
 
     steps = StepTimer(runtime.device)
-    config, pipe, residence, last = job.config, loaded.pipe, loaded.residence, video.last
+    config, pipe, residence = job.config, loaded.pipe, loaded.residence
+    # Another replica may yet give one back.
+    last = video.last and runtime.replicas == 1
     residence.come_back()
     transformers = job.adapter.transformers(pipe)
     meter = Meter(runtime.device, loaded.meter.seconds, loaded.meter.peaks)
@@ -245,7 +264,7 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         lvsa() as session,
         before_denoising(transformers.values(), encoded),
         telling_truncation(pipe),
-        showing_phases(pipe, runtime.first),
+        showing_phases(pipe, runtime.shown),
         without_decoding(pipe) as latents,
     ):
         steps.first = loop.first
@@ -261,13 +280,21 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
     facts = video.stem.name
     mine = rank_facts(job, session, steps, meter, runtime)
     if traced:
-        mine["profile"] = traced.write(video.stem, runtime.rank)
+        mine["profile"] = traced.write(video.stem, runtime.number)
     runtime.share(facts, mine)
     if loaded.origins is None:
         return frames
-    with progress("reading the weights for the record"):
+    with progress("reading the weights for the record", runtime.shown):
         origins = loaded.origins.result()
-    record = make_record(job, session, runtime.collect(facts), origins, loop.first, loaded.parallel)
+    record = make_record(
+        job,
+        session,
+        runtime.collect(facts),
+        origins,
+        first_step=loop.first,
+        replica=runtime.replica,
+        parallel=loaded.parallel,
+    )
     denoised = Denoised(record, latents.value, frames)
     files = Files(video.stem, config, meter, runtime.progress, video.checkpoint, video.repeats)
     files.finish(pipe, denoised)

@@ -189,6 +189,7 @@ def make_job(
         world = config.processes.ranks
     mesh = mesh_sizes(
         world,
+        replicas=config.processes.replicas,
         guidance_parallel=config.processes.guidance_parallel,
         ulysses=config.processes.ulysses,
     )

@@ -1,6 +1,7 @@
 """What a job will do, in numbers: printed by --dry-run, and kept in the record of every video."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,13 @@ def report(job: Job) -> str:
         f"shards     {job.world} rank(s) of {L} tokens = {L / P:.4g} frames"
         + ("" if L % P == 0 else "; cuts fall inside frames, which changes nothing")
     )
-    if job.mesh.world > job.mesh.frames:
-        lines.append(f"mesh       {job.mesh}")
+    video = replace(job.mesh, replica=1)
+    if job.mesh.replica > 1:
+        lines.append(
+            f"replicas   {job.mesh.replica} of {video.world} rank(s), each with requests of its own"
+        )
+    if video.world > video.frames:
+        lines.append(f"mesh       {video}")
     if job.world > 1:
         lines.append(
             "received   MB per rank, layer and guidance pass (min / mean / max over ranks):"

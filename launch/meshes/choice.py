@@ -64,12 +64,13 @@ def choose(requests: Sequence[Request], model: Model, runtime: "Runtime") -> Cho
     """Chooses for all ranks, which must all call this; the first says it.
 
     Returns:
-        None where the flags leave nothing open: one rank, or --parallel manual.
+        None where the flags leave nothing open: one rank for a video, or --parallel manual.
     """
     config = requests[0].config
     planned = config.processes.ranks if config.output.dry_run else None
-    world = planned or runtime.world
-    if world == 1 or config.processes.parallel == "manual":
+    # What does not divide is told with all other mistakes, when every request is looked at.
+    world = (planned or runtime.world) // config.processes.replicas
+    if world <= 1 or config.processes.parallel == "manual":
         return None
     machine = None if planned else _machine(runtime)
 
@@ -183,7 +184,7 @@ def _kinds(requests: Sequence[Request]) -> list[GenerateConfig]:
 
 def _job(config: GenerateConfig, world: int, device: torch.device, model: Model) -> Job:
     """A plan whose tokens need not divide among all ranks."""
-    plain = replace(config.processes, ulysses=1, guidance_parallel=False, ranks=None)
+    plain = replace(config.processes, replicas=1, ulysses=1, guidance_parallel=False, ranks=None)
     dry = replace(config.output, dry_run=True)
     return make_job(replace(config, processes=plain, output=dry), world, device, model=model)
 

@@ -10,7 +10,8 @@ import torch
 from torch import distributed as dist
 
 from lvsa.errors import CommunicationError, LVSAError
-from lvsa.launch.processes.runtime import Runtime
+from lvsa.launch.processes.runtime import LONGEST, Runtime
+from lvsa.launch.processes.watch import of_communication
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +20,10 @@ logger = logging.getLogger(__name__)
 FAILURES = (ValueError, RuntimeError, OSError, MemoryError)
 # How long a rank that failed waits for the others to fail as well, or to finish.
 PATIENCE = timedelta(seconds=60)
-# The others may wait for the first one, which decodes and writes.
-LONGEST = timedelta(days=30)
+
+
+class LeftAlone(CommunicationError):
+    """This rank failed where the others wait for it: they cannot be called back."""
 
 
 def attempt(runtime: Runtime, name: str, work: Callable[[], object]) -> str | None:
@@ -35,8 +38,9 @@ def attempt(runtime: Runtime, name: str, work: Callable[[], object]) -> str | No
         What went wrong, the same on every rank; None where all was well.
 
     Raises:
-        CommunicationError: where this rank failed and the others neither failed nor finished: they
-            wait for it within the work, and cannot be called back.
+        LeftAlone: where this rank failed and the others neither failed nor finished: they wait for
+            it within the work.
+        CommunicationError: the same, where it failed since it lost one of the others.
     """
     problem = None
     try:
@@ -46,16 +50,18 @@ def attempt(runtime: Runtime, name: str, work: Callable[[], object]) -> str | No
     except FAILURES as error:
         problem = str(error) or type(error).__name__
         if not isinstance(error, LVSAError):
-            logger.exception("rank %d of %d failed", runtime.rank, runtime.world)
+            logger.exception("rank %d of %d failed", runtime.number, runtime.all_ranks)
         try:
             problems = _told(runtime, name, problem)
         except RuntimeError:  # of a store of any kind: they have not come
-            raise CommunicationError(
-                f"rank {runtime.rank} failed in {name} and the others wait for it: {problem}"
+            lost = CommunicationError if of_communication(error) else LeftAlone
+            raise lost(
+                f"rank {runtime.number} failed in {name} and the others wait for it: {problem}"
             ) from error
     else:
         problems = _told(runtime, name, None)
-    failed = {rank: text for rank, text in enumerate(problems) if text is not None}
+    first = runtime.number - runtime.rank
+    failed = {rank: text for rank, text in enumerate(problems, first) if text is not None}
     if not failed:
         return None
     # What a failure leaves in memory goes before the next attempt.

@@ -22,6 +22,7 @@ from typing import Any
 from lvsa.launch.processes.environment import leave_for_torchrun
 from lvsa.launch.processes.lines import Lines, kept_alive
 from lvsa.launch.processes.progress import ORDER
+from lvsa.launch.processes.replicas import Replicas
 from lvsa.launch.processes.verdict import USER_ERROR, Fault, Table, Verdict
 from lvsa.launch.records.temporary import remove_abandoned
 
@@ -80,6 +81,7 @@ class Guard:
         # Before it has joined the others, a rank has a table of its own.
         ranks = range(post.world) if post.rank == 0 else [post.rank]
         self.table = Table(ranks, post.world, time.monotonic(), float("inf"))
+        self.replicas = Replicas(self.table)
         self.files: set[str] = set()
         self.verdict: Verdict | None = None
         self.ended = 0.0
@@ -137,6 +139,8 @@ class Guard:
             self.up.send(port=self.listener.getsockname()[1])
         elif "join" in message:
             self._join(*message["join"])
+        elif "replicas" in message:
+            self.replicas.part(*message["replicas"])
         elif "keep" in message:
             self.files.discard(message["keep"])
         elif "remove" in message:
@@ -204,6 +208,8 @@ class Guard:
     def _from_hub(self, message: dict[str, Any]) -> None:
         if "done" in message:
             self._finish()
+        elif "lost" in message:
+            self.up.send(**message)
         elif "end" in message:
             self._end(Verdict(**message["end"]))
 
@@ -228,21 +234,29 @@ class Guard:
         """What the first rank's guard decides for all; others do until they have joined."""
         if self.post.rank and self.joined:
             return
-        if self.post.rank == 0 and self.table.finished:
+        if self.post.rank == 0 and self.replicas.finished:
             for caller in self.callers:
                 caller.send(done=True)
             self._finish()
             return
-        verdict = self.table.verdict(now)
+        for lost in self.replicas.gone(self.left):
+            for other in (self.up, *self.callers):
+                other.send(lost=lost)
+        verdict = self.replicas.verdict(now)
         if verdict is None:
             return
         told = self.table.rows[self.post.rank].told
         if self.post.rank and verdict.code == USER_ERROR and self.alive and now - told < SILENCE:
             # Others have made the same mistake, and the first speaks for all.
             return
-        for caller in self.callers:
-            caller.send(end=vars(verdict))
-        self._end(verdict)
+        lost = None if verdict.replica is None else self.replicas.ranks(verdict.replica)
+        for caller, rank in self.callers.items():
+            if lost is None or rank in lost:
+                caller.send(end=vars(verdict))
+        if lost is None:
+            self._end(verdict)
+        else:
+            self._say(verdict)
 
     def _finish(self) -> None:
         self.done = True
@@ -252,12 +266,15 @@ class Guard:
         """The job ends: the rank is told, and one guard of the node tells the user."""
         self.verdict, self.ended = verdict, time.monotonic()
         if self.post.local_rank == 0 or not self.joined:
-            # The cursor may stand behind a progress bar, or in a line that the rank still writes.
-            line = "" if self.post.rank or self.table.rows[0].phase == ORDER[0] else "\n"
-            os.write(2, f"{line}ERROR: {verdict.message}\n".encode(errors="backslashreplace"))
+            self._say(verdict)
         if self._leads:
             leave_for_torchrun(verdict.message)
         self._end_rank(verdict, 0.0)
+
+    def _say(self, verdict: Verdict) -> None:
+        # The cursor may stand behind a progress bar, or in a line that the rank still writes.
+        line = "" if self.post.rank or self.table.rows[0].phase == ORDER[0] else "\n"
+        os.write(2, f"{line}ERROR: {verdict.message}\n".encode(errors="backslashreplace"))
 
     @property
     def _leads(self) -> bool:

@@ -22,7 +22,7 @@ class Progress:
     """
 
     def __init__(self, first: bool = True) -> None:
-        self.first = first
+        self.first = self.shown = first
         self.phase = ORDER[0]
         self.step: int | None = None
         self.steps: int | None = None

@@ -41,6 +41,16 @@ def set_up_logging(rank: int) -> None:
         logging.root.handlers[0].addFilter(_others_speak)
 
 
+def speak_for_replica(number: int) -> None:
+    """This rank tells what happens from now on, as the first one of a replica: with its number."""
+    for handler in logging.root.handlers:
+        if _others_speak in handler.filters:
+            handler.removeFilter(_others_speak)
+            handler.setFormatter(
+                logging.Formatter(f"[replica {number}] %(levelname)s: %(message)s")
+            )
+
+
 def _others_speak(record: logging.LogRecord) -> bool:
     ours = record.name == "lvsa" or record.name.startswith("lvsa.")
     return not ours or record.levelno >= logging.ERROR

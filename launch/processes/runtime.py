@@ -1,4 +1,4 @@
-"""The processes of a job at work: devices, the process group, and what they tell one another."""
+"""The processes of a job at work: the process group, and what they tell one another."""
 
 import ipaddress
 import json
@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,32 +15,39 @@ import diffusers
 import torch
 import transformers
 from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lvsa.errors import LVSAError
 from lvsa.launch.config import ProcessesConfig
+from lvsa.launch.processes.devices import collective_backends, pick_device
 from lvsa.launch.processes.environment import Place
 from lvsa.launch.processes.progress import Progress
-from lvsa.launch.processes.reporting import SharedError
+from lvsa.launch.processes.reporting import SharedError, speak_for_replica
 from lvsa.launch.processes.verdict import ALONE_LIMIT
 from lvsa.launch.processes.watch import Watch
+from lvsa.mesh import MeshSizes, VideoMesh
 
 Result = TypeVar("Result")
 
 # Guards notice a rank that hangs. Should they not, collectives end by themselves after the longest
 # time that one may work while the others wait, and these seconds.
 MARGIN = 600.0
+# For what the first rank may still decode and write, or what other replicas make.
+LONGEST = timedelta(days=30)
 
 
 @dataclass
 class Runtime:
-    """This process among the processes of the job.
+    """This process among those of the job, or of its replica: see `of_replica`.
 
     Args:
         rank, world: this process among how many; 0 and 1 for one alone.
         device: where it computes.
-        store: key-value store of the job; None for one process.
+        store: their key-value store; None for one process of a job.
         progress: where this rank is.
+        watch: what guards it.
+        replica, replicas: which of how many these processes are; 0 of 1 for all of a job.
     """
 
     rank: int
@@ -48,6 +55,10 @@ class Runtime:
     device: torch.device
     store: Any = field(default=None, repr=False)
     progress: Progress = field(default_factory=Progress, repr=False)
+    watch: Watch | None = field(default=None, repr=False)
+    replica: int = 0
+    replicas: int = 1
+    _group: dist.ProcessGroup | None = field(default=None, repr=False)
     _mine: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -56,9 +67,52 @@ class Runtime:
         return self.rank == 0
 
     @property
+    def shown(self) -> bool:
+        """Whether bars show how far this rank is: on a terminal there is room for one's."""
+        return self.first and self.progress.shown
+
+    @property
+    def number(self) -> int:
+        """Of this rank in the whole job."""
+        return self.replica * self.world + self.rank
+
+    @property
+    def all_ranks(self) -> int:
+        """Number of ranks of the whole job."""
+        return self.replicas * self.world
+
+    @property
     def group(self) -> dist.ProcessGroup | None:
         """The process group of all ranks; None for one process."""
-        return dist.group.WORLD if self.world > 1 else None
+        return (self._group or dist.group.WORLD) if self.world > 1 else None
+
+    @property
+    def lost(self) -> frozenset[int]:
+        """Replicas of which no process is left."""
+        return frozenset() if self.watch is None else self.watch.lost
+
+    def of_replica(self, sizes: MeshSizes, mesh: DeviceMesh | None) -> "Runtime":
+        """This process among those that make the same videos: all of them without replicas.
+
+        Args:
+            sizes: of the job's mesh.
+            mesh: of these sizes. All ranks must call this.
+        """
+        if sizes.replica == 1:
+            return self
+        replica, rank = divmod(self.rank, sizes.video)
+        self.progress.first = rank == 0
+        if rank == 0 and replica:
+            speak_for_replica(replica)
+        return replace(
+            self,
+            rank=rank,
+            world=sizes.video,
+            store=dist.PrefixStore(f"lvsa/replica-{replica}", self.store),
+            replica=replica,
+            replicas=sizes.replica,
+            _group=VideoMesh.of(mesh).video,
+        )
 
     def together(self, work: Callable[[], Result]) -> Result:
         """Runs ``work`` on every rank; a user's mistake on one of them stops all alike.
@@ -74,8 +128,9 @@ class Runtime:
         problems: list[str | None] = [problem]
         if self.world > 1:
             problems = [None] * self.world
-            dist.all_gather_object(problems, problem)
-        failed = {rank: text for rank, text in enumerate(problems) if text is not None}
+            dist.all_gather_object(problems, problem, group=self.group)
+        first = self.number - self.rank
+        failed = {rank: text for rank, text in enumerate(problems, first) if text is not None}
         if len(failed) == self.world and len(set(failed.values())) == 1:
             raise SharedError(failed[0])
         if failed:
@@ -116,6 +171,22 @@ class Runtime:
             dist.broadcast_object_list(box, group_src=0, group=self.group)
         return box[0]
 
+    def patiently(self, name: str, work: Callable[[], Result]) -> Result:
+        """What ``work`` returns on the first rank, on every rank, however long that takes.
+
+        Args:
+            name: of the result, which is made once under it.
+            work: runs on the first rank alone; returns what JSON holds.
+        """
+        if self.world == 1:
+            return work()
+        key = f"lvsa/{name}"
+        if self.first:
+            self.store.set(key, json.dumps(work()))
+        self.store.wait([key], LONGEST)
+        result: Result = json.loads(self.store.get(key))
+        return result
+
     def share(self, name: str, mine: dict[str, Any]) -> None:
         """Leaves facts about this rank for the first one, which may be busy decoding.
 
@@ -148,7 +219,7 @@ def start(config: ProcessesConfig, place: Place, watch: Watch) -> Iterator[Runti
             logging.getLogger(library.__name__).setLevel(logging.ERROR)
     if place.world == 1:
         with logging_redirect_tqdm():
-            yield Runtime(0, 1, device, progress=watch.progress)
+            yield Runtime(0, 1, device, progress=watch.progress, watch=watch)
         watch.finish()
         return
     # MPS has one device, and no choice.
@@ -174,11 +245,13 @@ def start(config: ProcessesConfig, place: Place, watch: Watch) -> Iterator[Runti
         device_id=None if device.type == "cpu" else device,
     )
     with logging_redirect_tqdm():
-        yield Runtime(place.rank, place.world, device, store, watch.progress)
+        yield Runtime(place.rank, place.world, device, store, watch.progress, watch)
     # The first rank may decode and write for hours yet. A rank that left before would take its
     # node's torchrun with it, and with that perhaps the store.
     watch.finish()
-    dist.destroy_process_group()
+    if not watch.lost:
+        # Together, which those of a lost replica cannot.
+        dist.destroy_process_group()
 
 
 def _meet(watch: Watch, store: dist.Store, place: Place) -> None:
@@ -201,38 +274,3 @@ def _own_address(place: Place) -> str:
         here = str(probe.getsockname()[0])
     local = here == there[0] or ipaddress.ip_address(str(there[0])).is_loopback
     return str(place.address) if local else here
-
-
-def collective_backends(device_type: str) -> str:
-    """What `init_process_group` takes: gloo for CPU tensors, and the device's own for the rest."""
-    own: str = dist.get_default_backend_for_device(device_type)
-    return own if device_type == "cpu" else f"cpu:gloo,{device_type}:{own}"
-
-
-def pick_device(name: str, local_rank: int) -> torch.device:
-    """The device of the process with this number on its node.
-
-    Args:
-        name: ``auto``, ``cpu`` or a kind of accelerator.
-
-    Raises:
-        LVSAError: for an accelerator that PyTorch does not see, or has too few of.
-    """
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    )
-    seen = "none" if accelerator is None else accelerator.type
-    if name == "cpu" or (name == "auto" and accelerator is None):
-        return torch.device("cpu")
-    if accelerator is None or name not in ("auto", seen):
-        raise LVSAError(
-            f"--device {name}: the accelerator that PyTorch sees here is: {seen}; allowed: "
-            + ", ".join(["auto", "cpu"] + [seen] * (accelerator is not None))
-        )
-    count = torch.accelerator.device_count()
-    if local_rank >= count:
-        raise LVSAError(
-            f"local rank {local_rank} has no {seen} device: this node has {count}; start at most "
-            f"--nproc_per_node={count}"
-        )
-    return torch.device(accelerator.type, local_rank)

@@ -64,12 +64,16 @@ class Verdict:
         message: for the user.
         code: exit code of all ranks.
         log: file with details, on that rank's host.
+        found_by_all: whether every rank comes to it by itself.
+        replica: number of the one that ends, where the others go on; None where all end.
     """
 
     rank: int
     message: str
     code: int = FAILURE
     log: str | None = None
+    found_by_all: bool = False
+    replica: int | None = None
 
 
 @dataclass
@@ -117,6 +121,12 @@ class Table:
         self.world = world
         self.limit(timeout)
         self.rows = {rank: Row(now, now) for rank in ranks}
+
+    def part(self, ranks: Iterable[int]) -> "Table":
+        """Some of the ranks, to be judged by themselves: nobody else waits for them."""
+        part = Table((), self.world, 0.0, self.timeout)
+        part.rows = {rank: self.rows[rank] for rank in ranks}
+        return part
 
     def limit(self, timeout: float) -> None:
         """Sets the timeout."""
@@ -170,7 +180,7 @@ class Table:
             return None
         if row.fault in SHARED:
             code = USER_ERROR if row.fault is Fault.REFUSED else FAILURE
-            return Verdict(rank, row.text, code)
+            return Verdict(rank, row.text, code, found_by_all=True)
         words = {
             Fault.DIED: "ended without a word (killed, out of memory, or crashed)",
             Fault.FAILED: "failed",
@@ -186,7 +196,7 @@ class Table:
 
     def _silent(self, now: float) -> Verdict | None:
         """A rank whose process is there, but has not been heard from: stopped, or never arrived."""
-        if len(self.rows) == 1:
+        if self.world == 1:
             return None
         by_silence = sorted(self.rows.items(), key=lambda pair: pair[1].heard)
         come = [(rank, row) for rank, row in by_silence if row.host is not None]

@@ -39,6 +39,7 @@ GUARD = "import sys; from lvsa.launch.processes.guard import main; main(sys.argv
 BEAT = 0.5
 # Seconds after which a rank that reported a failure ends without having been told to.
 PATIENCE = 60.0
+TORCHELASTIC = "TORCHELASTIC_RUN_ID"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 # Where a call that waits for other ranks is the innermost of Python.
@@ -63,6 +64,8 @@ class Watch:
         self._parent = os.getppid()
         self._done, self._port, self._sending = Event(), Event(), Lock()
         self._number, self._code = 0, 0
+        self.lost: frozenset[int] = frozenset()
+        """Replicas that have ended before their work was done; none of their ranks is left."""
         ours, theirs = socket.socketpair()
         self._lines = Lines(ours)
         post = {"rank": place.rank, "world": place.world, "local_rank": place.local_rank,
@@ -110,6 +113,13 @@ class Watch:
     def limit(self, timeout: float) -> None:
         """Seconds after which a silent rank, or one that others wait for, has hung."""
         self._send(timeout=timeout)
+
+    def part(self, replicas: int) -> None:
+        """On the first rank: from now on no replica waits for another, and one may be lost.
+
+        torchrun ends all processes as soon as one ends with an error, whatever they could yet do.
+        """
+        self._send(replicas=[replicas, TORCHELASTIC not in os.environ])
 
     def finish(self) -> None:
         """Waits until every rank has done its work, however long that takes.
@@ -172,6 +182,8 @@ class Watch:
             self._port.set()
         elif "done" in message:
             self._done.set()
+        elif "lost" in message:
+            self.lost |= {message["lost"]}
         elif "end" in message:
             self._leave(message["end"], None)
 
@@ -235,7 +247,7 @@ def _end_with_torchrun() -> None:
 
     Other launchers end their processes by themselves; a shell that starts one and leaves is fine.
     """
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+    if sys.platform == "linux" and TORCHELASTIC in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -25,7 +25,7 @@ def rank_facts(
     kernel = session.attention.backend.check(runtime.device, job.dtype, job.head_dim)
     received = session.attention.received
     return {
-        "rank": runtime.rank,
+        "rank": runtime.number,
         **hardware(runtime.device),
         "kernel": kernel,
         "seconds_per_step": [round(s, 4) for s in steps.seconds()],
@@ -59,15 +59,17 @@ def make_record(
     ranks: list[dict[str, Any]],
     origins: dict[str, Any],
     first_step: int,
+    replica: int,
     parallel: str | None = None,
 ) -> dict[str, Any]:
     """The record of denoised latents; that of a video says as well what `finished` adds.
 
     Args:
-        ranks: `rank_facts` of all ranks.
+        ranks: `rank_facts` of all ranks that made them.
         origins: code and weights, from `provenance`.
-        parallel: why mesh and exchange are what they are, where they were chosen.
         first_step: that was computed; those before were done by a run that was interrupted.
+        replica: number of the one that made it.
+        parallel: why mesh and exchange are what they are, where they were chosen.
     """
     grid = job.grid
     sparse, dense = attention_flops(job)
@@ -82,6 +84,8 @@ def make_record(
             # Who makes it again has not asked for anything to be replaced.
             "overwrite": False,
             "fresh": False,
+            # The video is one replica's, whatever the others made.
+            "replicas": 1,
         },
         "model": {
             "pipeline": job.source.pipeline_class,
@@ -97,6 +101,7 @@ def make_record(
             "tokens_per_frame": grid.tokens_per_frame,
             "tokens": grid.tokens,
             "mesh": asdict(job.mesh),
+            "replica": replica,
             "parallel": parallel,
             "ranks": job.world,
             "tokens_per_rank": job.shards.local_tokens,

@@ -6,7 +6,7 @@ are read strictly: what could be a mistake is an error with its line, never a pr
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,9 @@ def requests_of(config: GenerateConfig) -> list[Request]:
     """
     listing, video = config.listing, config.video
     if listing.from_record is not None:
-        return [_again(listing.from_record, config)]
+        again = [_again(listing.from_record, config)]
+        _check_replicas(config.processes.replicas, again)
+        return again
     if listing.prompts is None:
         if video.prompt is None:
             raise LVSAError(
@@ -88,7 +90,9 @@ def requests_of(config: GenerateConfig) -> list[Request]:
     twice = [seed for i, seed in enumerate(listing.seeds) if seed in listing.seeds[:i]]
     if twice:
         raise LVSAError(f"--seeds has {twice[0]} twice")
-    return [each for request in requests for each in _seeded(request, listing.seeds)]
+    requests = [each for request in requests for each in _seeded(request, listing.seeds)]
+    _check_replicas(config.processes.replicas, requests)
+    return requests
 
 
 def _again(path: Path, config: GenerateConfig) -> Request:
@@ -97,6 +101,20 @@ def _again(path: Path, config: GenerateConfig) -> Request:
         raise LVSAError("--from makes one video again; it excludes --prompts and --seeds")
     record = read_record(path)
     return Request(_one(config, output_of(record, path, config.as_dict())), repeats=record)
+
+
+def is_list(requests: Sequence[Request]) -> bool:
+    """Whether these are of a list, which may be one of one request."""
+    return len(requests) > 1 or requests[0].where != ""
+
+
+def _check_replicas(replicas: int, requests: Sequence[Request]) -> None:
+    """Stops where several replicas are asked for, and there are no requests to take from."""
+    if replicas > 1 and not is_list(requests):
+        raise LVSAError(
+            f"--replicas {replicas}: each makes requests of a list, and this is one video; "
+            "--replicas 1 has all ranks share it, --prompts FILE or --seeds 0 1 makes a list"
+        )
 
 
 def _one(config: GenerateConfig, own: Mapping[str, Any]) -> GenerateConfig:

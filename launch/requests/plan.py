@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def plan_videos(
                 job = make_job(config, world, device, model=model)
             stem = output_stem(config.output.output_dir, config.output.output_name or "")
             if request.repeats is not None:
-                check_repeat(request.repeats, input_digests(config.video), world)
+                check_repeat(request.repeats, input_digests(config.video), job.world)
             settings = settings_of_job(job)
             done = not config.output.overwrite and _there(existing, job, stem, settings)
             loras = [lora.file for lora in model.loras]
@@ -130,14 +130,22 @@ def _there(existing: Existing, job: Job, stem: Path, settings: Mapping[str, Any]
         return False
 
 
+def as_left(video: Video, job: Job) -> Video:
+    """A request as another replica left it behind: perhaps a whole video, or its latents."""
+    config = video.config
+    done = not config.output.overwrite and Existing().holds(job, video.stem)
+    denoised = video.checkpoint.decodes_only and not config.checkpoint.fresh
+    return replace(video, done=done, denoised=denoised)
+
+
 def job_of(config: GenerateConfig, model: Model, runtime: Runtime) -> Job:
-    """The job of one request on every rank; the first reads its images and videos for all.
+    """The plan of one request on every rank; the first reads its images and videos for all.
 
     Raises:
         LVSAError: on every rank, where one of them finds a fault.
     """
 
-    world, device = runtime.world, runtime.device
+    world, device = runtime.all_ranks, runtime.device
     # Images and videos may be large, and only on the first rank's node.
     first = runtime.on_first(lambda: make_job(config, world, device, model=model))
     request = runtime.from_first(None if first is None else first.request)

@@ -59,7 +59,7 @@ def check_repeat(record: Mapping[str, Any], inputs: Mapping[str, Any], world: in
     Args:
         record: of the old video.
         inputs: digests of the files that the new one starts from.
-        world: ranks of this job.
+        world: ranks that share the tokens.
 
     Raises:
         LVSAError: for an image or a video that is another by now.

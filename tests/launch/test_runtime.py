@@ -7,8 +7,9 @@ import torch
 
 from lvsa.errors import LVSAError
 from lvsa.launch.config import ProcessesConfig
+from lvsa.launch.processes.devices import collective_backends, pick_device
 from lvsa.launch.processes.environment import Place
-from lvsa.launch.processes.runtime import collective_backends, pick_device, start
+from lvsa.launch.processes.runtime import start
 from tests.support.errors import refuses
 
 CPU = torch.device("cpu")
