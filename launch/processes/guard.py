@@ -249,11 +249,11 @@ class Guard:
         if self.post.rank and verdict.code == USER_ERROR and self.alive and now - told < SILENCE:
             # Others have made the same mistake, and the first speaks for all.
             return
-        lost = None if verdict.replica is None else self.replicas.ranks(verdict.replica)
+        ending = self.replicas.ranks(verdict.replica)
         for caller, rank in self.callers.items():
-            if lost is None or rank in lost:
+            if rank in ending:
                 caller.send(end=vars(verdict))
-        if lost is None:
+        if self.post.rank in ending:
             self._end(verdict)
         else:
             self._say(verdict)

@@ -37,8 +37,10 @@ class Replicas:
         """
         self._count, self._outlive = count, outlive
 
-    def ranks(self, number: int) -> range:
-        """The ranks of a replica."""
+    def ranks(self, number: int | None) -> range:
+        """The ranks of a replica; of all for None."""
+        if number is None:
+            return range(self.table.world)
         size = self.table.world // self._count
         return range(number * size, (number + 1) * size)
 

@@ -204,6 +204,8 @@ class Table:
             rank, row = next(pair for pair in by_silence if pair[1].host is None)
             if now - row.heard > max(self.timeout, ARRIVAL):
                 return Verdict(rank, f"rank {rank} of {self.world} did not come")
+        if not come:
+            return None
         rank, row = come[0]
         waited = now - row.heard
         if waited <= self.timeout:

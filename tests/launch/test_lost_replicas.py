@@ -87,11 +87,10 @@ def test_a_replica_of_one_rank_that_is_stopped_is_lost():
     assert replicas.verdict(5.0).replica == 1
 
 
-PART = "watch.part(2); time.sleep(1); "
+PART = "watch.part(2); time.sleep(1)\n"
 DIE = "time.sleep(2); die(9)"
 WAIT = "time.sleep(100)"
-SEES = """
-while not watch.lost:
+SEES = """while not watch.lost:
     time.sleep(0.05)
 print(sorted(watch.lost), file=sys.stderr)
 """
@@ -99,7 +98,7 @@ print(sorted(watch.lost), file=sys.stderr)
 
 def test_the_guards_end_one_replica_and_tell_the_others(tmp_path):
     """As mpirun and srun start processes, or nobody in particular."""
-    job = guarded(tmp_path, PART + SEES.strip(), SEES.strip(), WAIT, DIE)
+    job = guarded(tmp_path, PART + SEES, SEES, WAIT, DIE)
     ended = job.end()
     assert [rank.code for rank in ended] == [0, 0, 1, -9]
     first, second, *others = (rank.said for rank in ended)
