@@ -94,6 +94,13 @@ def test_nothing_is_chosen_where_nothing_is_open(model, slow):
     assert chosen(model, "--hardware", slow, ranks=1) is None
 
 
+def test_each_replica_takes_the_mesh_of_its_ranks(model, slow):
+    given = ["--hardware", slow, "--seeds", "0", "1"]
+    one, two = chosen(model, *given), chosen(model, *given, "--replicas", "2", ranks=8)
+    assert two.processes == replace(one.processes, replicas=2, ranks=8)
+    assert two.reason == one.reason
+
+
 def test_a_list_takes_a_mesh_that_makes_all_of_it(model, slow, tmp_path):
     prompts = tmp_path / "list.jsonl"
     lines = [{"prompt": "a"}, {"prompt": "b", "guidance": 1.0}]
