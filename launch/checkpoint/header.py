@@ -10,7 +10,10 @@ from lvsa.errors import CheckpointError
 HEADER = "lvsa"
 """Entry of a safetensors file's metadata that holds our JSON."""
 # What the job that kept latents was to do, which is no matter for decoding them.
-OF_THEIR_JOB = ("output", "overwrite", "show_mask", "dry_run", "ranks", "keep_latents", "decode")
+OF_THEIR_JOB = (
+    "output", "overwrite", "show_mask", "dry_run", "ranks", "keep_latents", "decode",
+    "lora", "cache", "compile", "offload", "profile",
+)  # fmt: skip
 
 
 def read_facts(path: Path) -> dict[str, Any]:

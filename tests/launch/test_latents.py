@@ -22,6 +22,7 @@ from tests.support.errors import refuses
 from tests.support.launched import launched, python
 from tests.support.ranks import RankFailed, run_ranks
 from tests.support.tiny import saved, wan_pipeline
+from tests.support.tiny_lora import saved_lora
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,18 @@ def test_latents_beside_the_video(model, undisturbed, tmp_path):
     config = parse(["--decode", str(tmp_path / "clip.latents.safetensors"), "--fps", "7"])
     assert (config.video.prompt, config.video.fps) == ("a red circle", 7)
     assert not config.checkpoint.keep_latents, "that was the other job's"
+
+
+def test_what_was_done_to_the_transformer_is_no_matter_for_decoding(model, tmp_path):
+    """The LoRA is gone, and the video is made: it is in the latents."""
+    lora = saved_lora(wan_pipeline().transformer, tmp_path / "style.safetensors")
+    run_once(flags(model, tmp_path, "--output", "latents", "--lora", str(lora)))
+    lora.unlink()
+    latents = tmp_path / "clip.latents.safetensors"
+    assert parse(["--decode", str(latents)]).model.lora == ()
+    run_once(["--decode", str(latents), "--device", "cpu"])
+    record = json.loads((tmp_path / "clip.json").read_text())
+    assert record["video"]["sha256"] and record["config"]["lora"] == [str(lora)]
 
 
 def memory(*_, **__):
