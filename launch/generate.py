@@ -230,9 +230,7 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
     from lvsa.launch.tuning.residence import before_denoising
 
     steps = StepTimer(runtime.device)
-    config, pipe, residence = job.config, loaded.pipe, loaded.residence
-    # Another replica may yet give one back.
-    last = video.last and runtime.replicas == 1
+    config, pipe, residence, last = job.config, loaded.pipe, loaded.residence, video.last
     residence.come_back()
     transformers = job.adapter.transformers(pipe)
     meter = Meter(runtime.device, loaded.meter.seconds, loaded.meter.peaks)

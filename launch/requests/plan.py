@@ -52,8 +52,9 @@ class Video:
 
     @property
     def last(self) -> bool:
-        """Whether no other video of the job comes after it."""
-        return self.number == self.of
+        """Whether it is sure that no other video comes after it; a replica may yet have to make
+        what another one leaves behind."""
+        return self.number == self.of and self.config.processes.replicas == 1
 
     @property
     def turn(self) -> str:

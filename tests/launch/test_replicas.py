@@ -17,7 +17,7 @@ from torch import distributed as dist
 from lvsa.errors import LVSAError
 from lvsa.launch import generate
 from lvsa.launch.arguments import parse
-from lvsa.launch.job import make_job
+from lvsa.launch.job import make_job, open_model
 from lvsa.launch.meter import StepTimer
 from lvsa.launch.processes import attempts
 from lvsa.launch.processes.attempts import LeftAlone
@@ -26,6 +26,7 @@ from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.records.provenance import digest
 from lvsa.launch.report import report
 from lvsa.launch.requests.lists import requests_of
+from lvsa.launch.requests.plan import plan_videos
 from lvsa.launch.requests.turns import make_all
 from lvsa.mesh import MeshSizes
 from tests.support.errors import names, refuses
@@ -222,6 +223,13 @@ def test_replicas_that_cannot_be_and_those_that_are_planned(model):
     (line,) = [row for row in report(job).splitlines() if row.startswith("replicas")]
     assert names(line, 2) and names(line, 4)
     assert f"mesh       {MeshSizes(1, 2, 1, 2)}\n" in report(job)
+
+
+def test_a_replica_keeps_its_networks_for_what_another_one_may_leave_behind(model, tmp_path):
+    for more, last in (([], [False, False, False, True]), (TWO, [False] * 4)):
+        config = parse(flags(model, tmp_path, *SEEDS, *more))
+        videos = plan_videos(requests_of(config), open_model(config), 2, CPU)
+        assert [video.last for video in videos] == last
 
 
 def stranded(rank, world):
