@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from lvsa.errors import CheckpointError, LVSAError
 from lvsa.launch.loading import lora as loading
-from lvsa.launch.loading.lora import EXPERTS, LoRA, check_loras, merge_loras
+from lvsa.launch.loading.lora import check_loras, merge_loras
+from lvsa.launch.loading.lora_file import EXPERTS, LoRA
 from tests.support.errors import refuses
 from tests.support.tiny import wan_latents, wan_pipeline, wan_transformer
 from tests.support.tiny_hunyuan import hunyuan_pipeline
