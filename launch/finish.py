@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
+from lvsa.adapters.install.replication import share
 from lvsa.errors import LVSAError
 from lvsa.launch.checkpoint import file
 from lvsa.launch.checkpoint.folder import CheckpointFolder
@@ -25,8 +27,9 @@ from lvsa.launch.job import Model, open_model
 from lvsa.launch.loading.weights import load_network
 from lvsa.launch.media.encoder import check_encoder, written_video
 from lvsa.launch.media.frames import decode, grows_with_video
+from lvsa.launch.media.tiles import sharing_tiles
 from lvsa.launch.meter import Meter
-from lvsa.launch.processes.progress import Progress
+from lvsa.launch.processes.progress import DONE, Progress
 from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.progress import progress
 from lvsa.launch.records.claim import claimed
@@ -73,11 +76,15 @@ class Files:
     checkpoint: CheckpointFolder | None = None
     repeats: Mapping[str, Any] | None = None
 
-    def finish(self, pipe: Any, denoised: Denoised) -> None:
+    def finish(
+        self, pipe: Any, denoised: Denoised, helpers: dist.ProcessGroup | None = None
+    ) -> None:
         """Makes them of what was denoised.
 
         Args:
             pipe: with the VAE and the video processor of the model.
+            helpers: ranks that all but this first one are in `help_decoding`; None where it
+                decodes alone.
 
         Raises:
             LVSAError: where latents are asked for, and the pipeline shows none.
@@ -97,7 +104,7 @@ class Files:
             if not with_suffix(self.stem, ".mp4").exists():
                 write_record(with_suffix(self.stem, ".json"), so_far)
         else:
-            self.write(pipe, denoised)
+            self.write(pipe, denoised, helpers)
         if checkpoint is not None:
             tidy_up(checkpoint, self.stem, self.config)
 
@@ -107,7 +114,9 @@ class Files:
         self.meter.lap("loading")
         self.finish(pipe, with_settings(denoised, self.config, self.stem))
 
-    def write(self, pipe: Any, denoised: Denoised) -> None:
+    def write(
+        self, pipe: Any, denoised: Denoised, helpers: dist.ProcessGroup | None = None
+    ) -> None:
         """Writes a video, as it is decoded, and its record."""
 
         def record_of(video: Path) -> dict[str, Any]:
@@ -119,6 +128,8 @@ class Files:
 
         request = denoised.record["request"]
         path = with_suffix(self.stem, ".mp4")
+        # Before anything that may fail here, while the others wait for it.
+        share(denoised.latents, helpers)
         with written_video(path, request["fps"], record_of, request["num_frames"]) as video:
             if denoised.latents is None:
                 for frame in denoised.frames[0]:
@@ -127,11 +138,23 @@ class Files:
                 self.progress.enter("decoding")
                 # Frames that come one by one have a bar of their own.
                 silent = grows_with_video(pipe.vae, getattr(pipe.vae, "use_tiling", False))
-                with progress("decoding", aloud=silent is not None):
+                aloud = progress("decoding", aloud=silent is not None)
+                with aloud, sharing_tiles(pipe.vae, helpers):
                     decode(pipe, denoised.latents, video.write)
                 self.meter.lap("decoding")
             self.progress.enter("writing")
         logger.info("wrote %s.mp4 and its record %s.json", self.stem, self.stem.name)
+
+
+def help_decoding(pipe: Any, runtime: Runtime) -> None:
+    """Decodes this rank's tiles of a video for the first rank, which writes it."""
+    latents = share(None, runtime.group, runtime.device)
+    if latents is None:
+        return
+    runtime.progress.enter("decoding")
+    with sharing_tiles(pipe.vae, runtime.group):
+        decode(pipe, latents, lambda frame: None)
+    runtime.progress.enter(DONE)
 
 
 def keep(

@@ -219,9 +219,10 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
     from lvsa.adapters.install.enable import enable
     from lvsa.launch.checkpoint.decoding import without_decoding
     from lvsa.launch.checkpoint.going_on import going_on
-    from lvsa.launch.finish import Denoised, Files
+    from lvsa.launch.finish import Denoised, Files, help_decoding
     from lvsa.launch.inputs import call_arguments
     from lvsa.launch.loading.weights import ENCODERS
+    from lvsa.launch.media.tiles import shares_tiles
     from lvsa.launch.meter import Meter, StepTimer
     from lvsa.launch.profiling import StepProfile
     from lvsa.launch.progress import progress, showing_phases
@@ -272,7 +273,8 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         )
         with runtime.progress.generation(session, pipe, job.request.steps):
             frames = pipe(**arguments).frames
-    if last or runtime.first:
+    together = shares_tiles(job)
+    if last or runtime.first or together:
         residence.leave(transformers, for_good=last)
     meter.lap("denoising")
     facts = video.stem.name
@@ -281,6 +283,8 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         mine["profile"] = traced.write(video.stem, runtime.number)
     runtime.share(facts, mine)
     if loaded.origins is None:
+        if together:
+            help_decoding(pipe, runtime)
         return frames
     with progress("reading the weights for the record", runtime.shown):
         origins = loaded.origins.result()
@@ -293,9 +297,9 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         replica=runtime.replica,
         parallel=loaded.parallel,
     )
-    denoised = Denoised(record, latents.value, frames)
     files = Files(video.stem, config, meter, runtime.progress, video.checkpoint, video.repeats)
-    files.finish(pipe, denoised)
+    helped = runtime.group if together else None
+    files.finish(pipe, Denoised(record, latents.value, frames), helped)
     return frames
 
 

@@ -12,6 +12,7 @@ from lvsa.exchange import EXCHANGES
 from lvsa.exchange.base import token_bytes
 from lvsa.launch.job import Job
 from lvsa.launch.media.frames import grows_with_video
+from lvsa.launch.media.tiles import decodes_in_tiles, shares_tiles
 from lvsa.launch.meshes.drawing import mesh_lines
 from lvsa.launch.meshes.ranking import ranking_lines
 from lvsa.launch.notes import advice, without_effect
@@ -159,11 +160,11 @@ def report(job: Job) -> str:
 
 
 def _decoding_line(job: Job) -> str:
-    tiled = job.adapter.tiled_vae or job.config.tuning.vae_tiling
-    growth = grows_with_video(job.skeleton.vae, tiled)
+    growth = grows_with_video(job.skeleton.vae, decodes_in_tiles(job))
     if growth is None:
         return "frames are written as they are decoded; memory does not grow with the video"
-    return f"memory grows with the video: {growth}"
+    shared = f"; {job.mesh.video} ranks decode tiles in turn" if shares_tiles(job) else ""
+    return f"memory grows with the video: {growth}{shared}"
 
 
 def _pattern_line(job: Job) -> str:

@@ -15,34 +15,36 @@ from tests.support.tiny_cogvideox import cogvideox_vae
 from tests.support.tiny_hunyuan import hunyuan_vae
 from tests.support.tiny_wan_family import ti2v_vae
 
+# With the pixels of a latent pixel, for those that decode in tiles here.
 VAES = {
-    "wan": (wan_vae, 4, False),
-    "wan, tiles": (wan_vae, 4, True),
-    "ti2v": (ti2v_vae, 4, False),
-    "cogvideox": (cogvideox_vae, 4, False),
-    "cogvideox, tiles": (cogvideox_vae, 4, True),
-    "hunyuan": (hunyuan_vae, 4, False),
-    "hunyuan, tiles": (hunyuan_vae, 4, True),
+    "wan": (wan_vae, None),
+    "wan, tiles": (wan_vae, 8),
+    "ti2v": (ti2v_vae, None),
+    "ti2v, tiles": (ti2v_vae, 16),
+    "cogvideox": (cogvideox_vae, None),
+    "cogvideox, tiles": (cogvideox_vae, 8),
+    "hunyuan": (hunyuan_vae, None),
+    "hunyuan, tiles": (hunyuan_vae, 16),
 }
 
 
 def pipeline(name):
-    """A VAE with its video processor, and the channels of its latents."""
+    """A VAE with its video processor; tiles are of 2 × 2 latent pixels, and overlap by one."""
     torch.manual_seed(0)
-    build, channels, tiled = VAES[name]
+    build, pixels = VAES[name]
     vae = build().eval()
-    if tiled:
-        vae.enable_tiling(tile_sample_min_height=16, tile_sample_min_width=16)
-        for side in ("height", "width"):
-            for attribute, size in (
-                (f"tile_sample_stride_{side}", 8),
-                (f"tile_latent_min_{side}", 2),
-            ):
-                if hasattr(vae, attribute):
-                    setattr(vae, attribute, size)
-    return SimpleNamespace(vae=vae, video_processor=VideoProcessor()), getattr(
-        vae.config, "z_dim", channels
-    )
+    if pixels is not None:
+        vae.enable_tiling(tile_sample_min_height=2 * pixels, tile_sample_min_width=2 * pixels)
+        sizes = {"tile_sample_stride": pixels, "tile_latent_min": 2}
+        for attribute, size in sizes.items():
+            for side in ("height", "width"):
+                if hasattr(vae, f"{attribute}_{side}"):
+                    setattr(vae, f"{attribute}_{side}", size)
+    return SimpleNamespace(vae=vae, video_processor=VideoProcessor())
+
+
+def latents_of(T, height=4, width=6):
+    return torch.randn(1, 4, T, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def frames_of(pipe, latents):
@@ -62,8 +64,7 @@ def frames_of(pipe, latents):
 @pytest.mark.parametrize("T", [1, 4, 5])
 @pytest.mark.parametrize("name", VAES)
 def test_the_bits_of_the_pipeline(name, T):
-    pipe, channels = pipeline(name)
-    latents = torch.randn(1, channels, T, 4, 6)
+    pipe, latents = pipeline(name), latents_of(T)
     with torch.no_grad():
         whole = pipe.vae.decode(latents, return_dict=False)[0]
     expected = pipe.video_processor.postprocess_video(whole, output_type="np")[0]
@@ -90,24 +91,22 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["wan", "ti2v", "cogvideox"])
 def test_no_tensor_grows_with_the_video(name):
-    pipe, channels = pipeline(name)
-    sizes = []
+    pipe, sizes = pipeline(name), []
     for T in (5, 21):
-        latents = torch.randn(1, channels, T, 2, 2)
         with Largest() as largest:
-            decode(pipe, latents, lambda frame: None)
+            decode(pipe, latents_of(T, 2, 2), lambda frame: None)
         sizes.append(largest.bytes)
     assert sizes[0] == sizes[1] > 0
 
 
 def test_an_error_in_the_encoder_leaves_the_vae_as_it_was():
-    pipe, channels = pipeline("wan")
+    pipe = pipeline("wan")
 
     def full(frame):
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        decode(pipe, torch.randn(1, channels, 3, 4, 6), full)
+        decode(pipe, latents_of(3), full)
     assert "forward" not in vars(pipe.vae.decoder)
-    frames, _ = frames_of(pipe, torch.randn(1, channels, 3, 4, 6))
+    frames, _ = frames_of(pipe, latents_of(3))
     assert len(frames) == 9
