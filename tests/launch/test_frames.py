@@ -43,7 +43,7 @@ def pipeline(name):
     return SimpleNamespace(vae=vae, video_processor=VideoProcessor())
 
 
-def latents_of(T, height=4, width=6):
+def latents_of(T, height=3, width=4):
     return torch.randn(1, 4, T, height, width, generator=torch.Generator().manual_seed(1))
 
 

@@ -35,8 +35,8 @@ def tiles_of_rank(rank, world):
     return found
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_the_bits_of_one_process(world):
+def test_the_bits_of_one_process():
+    world = 3
     ranks = run_ranks(world, tiles_of_rank)
     for number, name in enumerate(VAES):
         expected, at = frames_of(pipeline(name), latents_of(5))
