@@ -224,7 +224,7 @@ class ProcessesConfig:
     guidance_parallel: bool = False
     """Make the two passes of guidance at once, each on half of the ranks."""
     vae_parallel: bool = False
-    """Decode tiles (see --vae-tiling) on all ranks of a video in turn: sooner, to the same bits."""
+    """Decode tiles (see --vae-tiling) on all ranks of a video in turn, to the same bits."""
     timeout: Annotated[float, Range(0.001, 30 * 24 * 3600)] = 1800.0
     """How long a rank may be silent, or keep the others waiting in a step, seconds."""
     log_dir: Path | None = None
