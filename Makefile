@@ -3,6 +3,7 @@
 #   make generate   a video on two processes, into outputs/
 #   make test       the tests
 #   make check      lint, types and tests
+#   make test-netns     bytes between two nodes, network namespaces of this host; needs root, iproute2
 #   make test-slurm     the batch scripts on a real Slurm of two nodes on this host; needs root
 #   make test-serving   the tests that need vLLM-Omni, in an environment of their own
 #   make bench      attention, dense against sparse
@@ -33,7 +34,7 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 export TOKENIZERS_PARALLELISM := false
 export VIRTUAL_ENV := $(abspath $(VENV))
 
-.PHONY: install generate test lint types check test-slurm test-serving lock-serving bench gpu clean
+.PHONY: install generate test lint types check test-netns test-slurm test-serving lock-serving bench gpu clean
 
 install: $(VENV)/.installed
 
@@ -56,6 +57,9 @@ generate: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+test-netns: install
+	$(BIN)/python -m pytest -m netns tests/studies
 
 test-slurm: install
 	@command -v slurmctld munged >/dev/null || { set -ex; \

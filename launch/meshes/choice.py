@@ -64,13 +64,15 @@ def choose(requests: Sequence[Request], model: Model, runtime: "Runtime") -> Cho
     """Chooses for all ranks, which must all call this; the first says it.
 
     Returns:
-        None where the flags leave nothing open: one rank for a video, or --parallel manual.
+        None where nothing is open: one rank for a video, --parallel manual, or a video that is made
+        again as its record says.
     """
     config = requests[0].config
     planned = config.processes.ranks if config.output.dry_run else None
     # What does not divide is told with all other mistakes, when every request is looked at.
     world = (planned or runtime.world) // config.processes.replicas
-    if world <= 1 or config.processes.parallel == "manual":
+    repeats = requests[0].repeats is not None
+    if world <= 1 or repeats or config.processes.parallel == "manual":
         return None
     machine = None if planned else _machine(runtime)
 

@@ -92,6 +92,9 @@ def test_what_cannot_be_predicted_stays_as_given(model, more):
 def test_nothing_is_chosen_where_nothing_is_open(model, slow):
     assert chosen(model, "--hardware", slow, "--parallel", "manual") is None
     assert chosen(model, "--hardware", slow, ranks=1) is None
+    again = parse(["--model", model, "--prompt", "x", *SIZE, "--hardware", slow])
+    request = replace(requests_of(again)[0], repeats={"config": {}})
+    assert choose([request], open_model(again), Runtime(0, 4, CPU)) is None
 
 
 def test_each_replica_takes_the_mesh_of_its_ranks(model, slow):
