@@ -4,15 +4,15 @@
 
 Nodes are network namespaces of this machine (`lvsa.studies.bench.nodes`). For every rate, every
 mesh with every exchange makes a few steps of the model that comes along. The same steps are
-predicted by `lvsa.cost`, from what is measured of each part alone: attention, a whole step on one
-rank while the others do the same, and transfers within and between nodes.
+predicted by `lvsa.cost`, from what is measured of each part alone: attention, a step of a video as
+long as a shard while the other ranks do the same, and transfers within and between nodes.
 """
 
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,6 +70,12 @@ def planned(config: LinksConfig) -> Job:
     return make_job(parse([*map(str, given), "--rotate-keyframes"]), 1, CPU)
 
 
+def alone(config: LinksConfig, world: int) -> Job:
+    """A video of about as many tokens as a rank holds."""
+    latent = planned(config).grid.frames // world
+    return planned(replace(config, num_frames=4 * (latent - 1) + 1))
+
+
 def measure(config: LinksConfig, meshes: Sequence[tuple[MeshSizes, str]]) -> dict[str, Any]:
     """What one of the ranks measures.
 
@@ -84,8 +90,8 @@ def measure(config: LinksConfig, meshes: Sequence[tuple[MeshSizes, str]]) -> dic
     pipe.set_progress_bar_config(disable=True)
     job, world = planned(config), dist.get_world_size()
     found: dict[str, Any] = {"links": [], "seconds": []}
-    alone = MeshSizes(replica=world).device_mesh("cpu")
-    steps = _steps(pipe, job, alone, "needed")
+    apart = MeshSizes(replica=world).device_mesh("cpu")
+    steps = _steps(pipe, alone(config, world), apart, "needed")
     found["parts"] = {
         "attention": _attention(job),
         "step": median(steps),
@@ -137,20 +143,18 @@ def _product(job: Job) -> float:
     return 2.0 * x.shape[0] * w.numel() / _timed(lambda: x @ w)
 
 
-def _pairs(world: int, rate: int) -> Iterator[tuple[str, tuple[int | None, int]]]:
-    """By name of a link: with whom this rank measures it, and bytes that take about 0.3 s."""
-    rank = dist.get_rank()
-    other = {0: world // 2, world // 2: 0}.get(rank)
-    yield "between", (other, round(rate * 1e6 / 8 * 0.3))
+def _pairs(world: int, rate: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    """By name of a link: with whom this rank measures it, and bytes that each sends."""
+    rank, half = dist.get_rank(), world // 2
+    # About 0.3 s for all pairs, which share the link between the nodes.
+    yield "between", ((rank + half) % world, round(rate * 1e6 / 8 * 0.3 / half))
     if world > 2:
         yield "inside", (rank ^ 1, 8_000_000)
 
 
-def _link(peer: int | None, amount: int) -> dict[str, float]:
+def _link(peer: int, amount: int) -> dict[str, float]:
     """Bandwidth, bytes/s, and latency, seconds, of transfers in both directions at a time."""
     dist.barrier()
-    if peer is None:
-        return {}
 
     def swap(count: int) -> float:
         leaving, arriving = torch.zeros(count), torch.empty(count)
@@ -188,8 +192,9 @@ def hardware_found(
         ranks: results of `measure`.
         number: of the rate.
         work: of the model.
-        job: the video.
+        job: the video of which each made a step alone.
     """
+    each = len(ranks) // 2
     parts = {
         name: median(r["parts"][name] for r in ranks) for name in ("attention", "step", "flops")
     }
@@ -206,7 +211,9 @@ def hardware_found(
         return {
             "name": f"{name} nodes",
             "shared": shared,
-            **{key: median(one[key] for one in found) for key in ("latency", "bandwidth")},
+            "latency": median(one["latency"] for one in found),
+            # Of a link that is shared, what all its pairs had together.
+            "bandwidth": median(one["bandwidth"] for one in found) * (each if shared else 1),
         }
 
     return hardware_of(
@@ -273,7 +280,7 @@ def links(config: LinksConfig) -> list[Cell]:
         with two_nodes() as nodes:
             ranks = run_on(nodes, world, measure, config, meshes)
         for number, rate in enumerate(config.rates):
-            hardware = hardware_found(ranks, number, work, job)
+            hardware = hardware_found(ranks, number, work, alone(config, world))
             machines.append(asdict(hardware))
             predicted = costs(work, job.grid, attended, meshes, hardware)
             # Every step is as long as on its slowest rank.

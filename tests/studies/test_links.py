@@ -66,10 +66,12 @@ def test_a_machine_of_parts_predicts_the_step_that_it_was_made_of() -> None:
     parts = {"attention": 1e10, "step": 0.5, "flops": 5e10}
     ranks: list[dict[str, Any]] = [
         {"parts": parts, "links": [{"between": link, "inside": link}]},
-        {"parts": parts, "links": [{"between": {}, "inside": link}]},
+        {"parts": parts, "links": [{"between": link, "inside": link}]},
     ] * 2
     machine = hardware_found(ranks, 0, work, job)
-    assert (machine.per_node, machine.between.bandwidth) == (2, 1e6) and machine.between.shared
+    # Two pairs at a time share the link between the nodes.
+    assert (machine.per_node, machine.between.bandwidth) == (2, 2e6) and machine.between.shared
+    assert machine.inside.bandwidth == 1e6
     found = [
         step_cost(work, job.grid, matrix, MeshSizes(), "needed", machine)
         for matrix in job.pattern.attended
