@@ -15,8 +15,9 @@ from lvsa.keyframes import published
 from lvsa.launch.meshes.work import work_of_job
 from lvsa.mesh import MeshSizes, VideoMesh
 from lvsa.shards import FrameGrid, Shards
-from lvsa.studies.bench.links import Cell, LinksConfig, hardware_found, planned, verdict
+from lvsa.studies.bench.links import Cell, LinksConfig, planned, verdict
 from lvsa.studies.bench.nodes import arrived, limit, run_on, two_nodes
+from lvsa.studies.bench.parts import hardware_found
 
 GRID, HEADS, D, CALLS = FrameGrid(24, 16, 16), 4, 32, 4
 PATTERN = published(24, horizon=9, rotate=True)
