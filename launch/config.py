@@ -236,6 +236,9 @@ class ProcessesConfig:
     """GPU to predict on, on paper, for --dry-run and --parallel auto: a100, h100, h200, b200, l40s,
     rtx4090, rtx5090, or a TOML file that describes one. Default: for --parallel the GPU that is
     here."""
+    gpu_memory: Annotated[float | None, Range(0.1, 10_000)] = None
+    """Memory of a GPU in GB (10⁹ bytes): --dry-run says whether the job fits, and what would make
+    it fit."""
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,9 @@ def make_job(
             f"a video from {_given(config)} needs {wanted}, and the list begins with one that "
             f"{source.pipeline_class} makes; one list has one pipeline: give it a list of its own"
         )
-    dtype = _dtype(config.model.dtype, device, adapter.known_model(skeleton))
+    # Memory of a GPU that is asked about is a GPU's memory, wherever the plan is made.
+    planned = device if config.processes.gpu_memory is None else torch.device("cuda")
+    dtype = _dtype(config.model.dtype, planned, adapter.known_model(skeleton))
     transformer: Any = next(iter(adapter.transformers(skeleton).values()))
     head_dim = int(transformer.config.attention_head_dim)
     backend, dry_run = config.attention.backend, config.output.dry_run

@@ -67,6 +67,10 @@ def without_effect(job: Job) -> list[str]:
             f"--parallel {processes.parallel}: one process shares with nobody",
         ),
         (
+            processes.gpu_memory is not None and not config.output.dry_run,
+            "--gpu-memory: needs --dry-run",
+        ),
+        (
             config.output.show_mask and config.output.dry_run,
             "--show-mask: --dry-run saves the picture anyway",
         ),

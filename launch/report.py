@@ -19,6 +19,7 @@ from lvsa.launch.notes import advice, without_effect
 from lvsa.launch.picture import draw_pattern
 from lvsa.launch.prediction import prediction_lines
 from lvsa.launch.records.output import with_suffix
+from lvsa.launch.rehearsal.lines import memory_lines
 from lvsa.launch.sampling import described
 from lvsa.pattern import Pattern
 from lvsa.settings import joined
@@ -91,11 +92,15 @@ def tell(job: Job, stem: Path, said: set[str], aloud: bool = True) -> None:
     for level, text in (
         *((logging.WARNING, f"no effect: {setting}") for setting in without_effect(job)),
         *advice(job),
-        (logging.INFO, f"the plan:\n{report(job)}"),
     ):
         if text not in said:
             logger.log(level, "%s", text)
             said.add(text)
+    plan = report(job)
+    if plan not in said:
+        said.add(plan)
+        memory = memory_lines(job) if output.dry_run else []
+        logger.info("the plan:\n%s", "\n".join([plan, *memory]))
     if output.dry_run or output.show_mask:
         picture = with_suffix(stem, ".mask.png")
         draw_pattern(job.pattern, picture, world=job.world, steps=job.request.steps)

@@ -145,7 +145,7 @@ def enable(
         session.undo_later(grids.remove_riflex)
         if num_frames is not None and height is not None and width is not None:
             grids.pin(adapter.grid(num_frames, height, width, pipe))
-        _install(pipe, session, ranks)
+        install(pipe, session, ranks)
         forget_compiled(transformers.values())
         Watch(pipe, session, grids)
         if replicate:
@@ -167,7 +167,7 @@ def _plans(pipe: Any, session: LVSASession) -> list[tuple[nn.Module, ModelPlan]]
     ]
 
 
-def _install(pipe: Any, session: LVSASession, ranks: VideoMesh) -> None:
+def install(pipe: Any, session: LVSASession, ranks: VideoMesh) -> None:
     """Processors on the attention modules, plans on the transformers."""
     adapter, attention = session.adapter, session.attention
     for transformer in session.transformers.values():

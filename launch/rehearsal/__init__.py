@@ -1,0 +1,1 @@
+"""A generation without weights or values, to see what memory it takes."""

@@ -1,0 +1,124 @@
+"""What a rank needs at its peak, phase by phase.
+
+Weights are counted from the model's configs, activations by a rehearsal (see `call`). Both are what
+tensors take: a GPU needs more, which is the margin.
+"""
+
+from dataclasses import dataclass
+
+from lvsa.launch.config import OffloadName
+from lvsa.launch.job import Job
+from lvsa.launch.progress import progress
+from lvsa.launch.rehearsal.call import Latents, Rehearsed, rehearse, rehearse_decoding
+from lvsa.launch.rehearsal.networks import networks_of
+from lvsa.mesh import MeshSizes
+
+PHASES = ("loading", "encoding", "denoising", "decoding")
+MARGIN_SHARE, MARGIN_BYTES = 0.1, 10**9
+"""Margin: a share of the activations, for blocks of the allocator that stand empty and for what
+kernels take for themselves; and on every GPU its context, NCCL's buffers and cuBLAS's workspace."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a phase takes on a device at its peak: of weights, and of everything else."""
+
+    weights: int
+    activations: int
+
+    @property
+    def least(self) -> int:
+        """What tensors take: a lower bound."""
+        return self.weights + self.activations
+
+    @property
+    def with_margin(self) -> int:
+        """What the GPU should have."""
+        return self.least + round(self.activations * MARGIN_SHARE) + MARGIN_BYTES
+
+
+class Rehearsals:
+    """The rehearsals of a video with whatever settings, each once.
+
+    Args:
+        job: the video.
+
+    Raises:
+        CheckpointError: for a network that is not there, or cannot be built from its config.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.networks = networks_of(job)
+        self._generations: dict[MeshSizes, Rehearsed] = {}
+        self._decodings: dict[bool, int] = {}
+
+    def generation(self, job: Job) -> Rehearsed:
+        """Encoding and denoising, on the job's ranks."""
+        if job.mesh not in self._generations:
+            with progress(f"rehearsing the generation on {job.mesh.world} rank(s)"):
+                self._generations[job.mesh] = rehearse(job, self.networks)
+        return self._generations[job.mesh]
+
+    def decoding(self, job: Job, latents: Latents) -> int:
+        """Bytes that decoding takes, in tiles or not."""
+        tiled = job.config.tuning.vae_tiling
+        if tiled not in self._decodings:
+            with progress("rehearsing the decoding"):
+                self._decodings[tiled] = rehearse_decoding(job, self.networks, latents)
+        return self._decodings[tiled]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The memory of a job's ranks.
+
+    Args:
+        job: whose tokens divide among its ranks.
+        rehearsals: of its video.
+    """
+
+    job: Job
+    rehearsals: Rehearsals
+
+    def need(self, phase: str, first: bool = True) -> Need:
+        """What a rank needs in a phase: the first, or any other."""
+        return Need(self.weights(phase, first), self.activations(phase, first))
+
+    def most(self) -> tuple[str, Need]:
+        """The phase in which the first rank needs most, and what that is."""
+        needs = {phase: self.need(phase) for phase in PHASES}
+        phase = max(needs, key=lambda name: needs[name].with_margin)
+        return phase, needs[phase]
+
+    def activations(self, phase: str, first: bool = True) -> int:
+        """Bytes of everything but weights in a phase; only the first rank encodes and decodes."""
+        generation = self.rehearsals.generation(self.job)
+        if phase == "denoising":
+            return generation.denoising
+        if phase == "encoding" and first:
+            return generation.encoding
+        decodes = self.job.config.output.output != "latents" and generation.latents is not None
+        if phase == "decoding" and first and decodes:
+            assert generation.latents is not None
+            return self.rehearsals.decoding(self.job, generation.latents)
+        return 0
+
+    def loaded(self, first: bool = True) -> int:
+        """Bytes of the weights that a rank loads, through its host's memory."""
+        networks = self.rehearsals.networks.values()
+        return sum(network.bytes for network in networks if first or not network.encodes)
+
+    def weights(self, phase: str, first: bool = True) -> int:
+        """Bytes of weights that stand on a rank's device in a phase, at most."""
+        offload: OffloadName = self.job.config.tuning.offload
+        if offload == "none":
+            return self.loaded(first)
+        running = [
+            network
+            for name, network in self.rehearsals.networks.items()
+            if (phase == "denoising" and network.denoises)
+            or (first and phase == "encoding" and (network.encodes or name == "vae"))
+            or (first and phase == "decoding" and name == "vae")
+        ]
+        sizes = [n.bytes if offload == "model" else n.largest_group for n in running]
+        return max(sizes, default=0)

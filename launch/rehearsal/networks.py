@@ -1,0 +1,140 @@
+"""A model's networks without weights: how large they are, and as fake tensors to run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvsa.cp_plans.trial import meta_twin
+from lvsa.errors import CheckpointError
+from lvsa.launch.job import Job
+from lvsa.launch.loading.models import check_folder
+from lvsa.launch.loading.skeleton import BROKEN_CONFIG
+from lvsa.launch.loading.weights import ENCODERS, networks
+
+LAYERS_RUN = 3
+"""Blocks of a transformer that run: those after them take what these leave, no more."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network on the meta device, its weights in the dtypes that they are loaded in.
+
+    Args:
+        module: the whole of it.
+        encodes: whether one rank has it for all, to encode texts and images.
+        denoises: whether it is a transformer that runs in every step.
+    """
+
+    module: nn.Module
+    encodes: bool
+    denoises: bool
+
+    @property
+    def bytes(self) -> int:
+        """Of all weights and buffers."""
+        return size_of(self.module)
+
+    @property
+    def largest_group(self) -> int:
+        """Bytes that stand on the device at a time where groups of layers come and go.
+
+        Of a transformer two blocks, one that is computed and one that arrives, beside what is in no
+        block; of other networks the largest layer.
+        """
+        if self.denoises:
+            blocks = longest_list(self.module)
+            sizes = [size_of(block) for block in blocks]
+            return self.bytes - sum(sizes) + 2 * max(sizes)
+        return max(
+            sum(x.nbytes for x in module.parameters(recurse=False))
+            for module in self.module.modules()
+        )
+
+
+def networks_of(job: Job) -> dict[str, Network]:
+    """The networks of a job's model by the names of its pipeline.
+
+    Raises:
+        CheckpointError: for one that is not there, or cannot be built from its config.
+    """
+    found = {}
+    transformers = job.adapter.transformers(job.skeleton)
+    for name, cls in networks(job.source):
+        known = getattr(job.skeleton, name, None)
+        module = meta_twin(known) if isinstance(known, nn.Module) else _built(job, name, cls)
+        dtype = job.adapter.component_dtypes.get(name, job.dtype)
+        _cast(module, torch.float32 if job.dtype == torch.float32 else dtype)
+        found[name] = Network(module, name in ENCODERS, name in transformers)
+    return found
+
+
+def _built(job: Job, name: str, cls: Any) -> nn.Module:
+    """A network of transformers, which the skeleton of a pipeline goes without."""
+    check_folder(job.source, name)
+    folder = job.source.folder / name
+    try:
+        config = cls.config_class.from_pretrained(folder)
+        with torch.device("meta"):
+            network: nn.Module = cls(config).eval()
+    except BROKEN_CONFIG as error:
+        raise CheckpointError(
+            f"--model {job.source.name}: {name} cannot be built as {cls.__name__} from {folder}: "
+            f"{error}"
+        ) from error
+    return network
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Weights in the dtype that they are loaded in; some stay in float32.
+
+    diffusers keeps those that a class names in half precision, transformers in float16 alone.
+    """
+    ours = hasattr(module, "load_config")
+    keeps = {*(getattr(module, "_keep_in_fp32_modules", None) or ())}
+    if not ours and dtype != torch.float16:
+        keeps = set()
+    for name, parameter in module.named_parameters():
+        kept = keeps & {*name.split(".")}
+        parameter.data = parameter.data.to(torch.float32 if kept else dtype)
+        parameter.requires_grad_(False)
+
+
+def size_of(module: nn.Module) -> int:
+    """Bytes of all weights and buffers, those that are shared once."""
+    return sum(x.nbytes for x in (*module.parameters(), *module.buffers()))
+
+
+def longest_list(module: nn.Module) -> nn.ModuleList:
+    """The blocks that a network repeats most."""
+    lists = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
+    return max(lists, key=len)
+
+
+def filled(found: Mapping[str, Network]) -> dict[str, nn.Module]:
+    """Copies of the networks on the CPU, to run; call it under a mode of fake tensors.
+
+    Transformers have a few of their blocks.
+    """
+    copies = {}
+    for name, network in found.items():
+        copies[name] = _filled(network.module)
+        if network.denoises:
+            del longest_list(copies[name])[LAYERS_RUN:]
+    return copies
+
+
+def _filled(module: nn.Module) -> nn.Module:
+    twin = meta_twin(module)
+    for own, copy in zip(module.modules(), twin.modules(), strict=True):
+        for name, x in own._parameters.items():
+            copy._parameters[name] = None if x is None else nn.Parameter(_empty(x), False)
+        for name, x in own._buffers.items():
+            copy._buffers[name] = None if x is None else _empty(x)
+    return twin
+
+
+def _empty(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device="cpu")
