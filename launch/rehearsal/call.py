@@ -23,6 +23,7 @@ from lvsa.launch.job import Job
 from lvsa.launch.rehearsal.ledger import Ledger
 from lvsa.launch.rehearsal.networks import Network, filled
 from lvsa.launch.rehearsal.ranks import fake_ranks
+from lvsa.launch.rehearsal.repeats import repeat_frames
 from lvsa.launch.rehearsal.stand_ins import ImageProcessor, Tokenizer, schedule_like
 from lvsa.launch.rehearsal.values import Answers
 from lvsa.mesh import VideoMesh
@@ -77,6 +78,7 @@ def rehearse(job: Job, found: Mapping[str, Network]) -> Rehearsed:
             for name in ON_THE_HOST:
                 own = getattr(pipe.video_processor, name)
                 wrap_method(pipe.video_processor, name, _on_the_host(own, ledger))
+            repeat_frames(pipe.vae, ledger)
             pipe(**arguments)
             x = latents.value
     assert encoding is not None, "a pipeline runs its transformer"
@@ -90,6 +92,7 @@ def rehearse_decoding(job: Job, found: Mapping[str, Network], latents: Latents) 
     with _fake_video(job):
         pipe = _pipeline(job, filled(found))
         with Ledger() as ledger:
+            repeat_frames(pipe.vae, ledger)
             video = pipe.vae.decode(torch.empty(shape, dtype=dtype), return_dict=False)[0]
             for one in video:
                 pipe.video_processor.postprocess(one.permute(1, 0, 2, 3), "pt")

@@ -72,9 +72,7 @@ def _changed(job: Job, times: int, offload: OffloadName, tiled: bool) -> Job | N
     """The job with one more setting, or with tiles as well; None where that cannot be, or is."""
     tuning, processes = job.config.tuning, job.config.processes
     if tiled and (
-        tuning.vae_tiling
-        or job.adapter.tiled_vae
-        or not hasattr(job.skeleton.vae, "enable_tiling")
+        tuning.vae_tiling or job.adapter.tiled_vae or not hasattr(job.skeleton.vae, "enable_tiling")
     ):
         return None
     wanted = replace(tuning, vae_tiling=tuning.vae_tiling or tiled)

@@ -11,7 +11,7 @@ from transformers import BatchEncoding, BatchFeature
 from lvsa.launch.rehearsal.values import known
 
 HIGH, LOW = 999.0, 0.0
-"""Timesteps of the steps that run: the first transformer of two has the one, the second the other."""
+"""Timesteps of the steps that run: of two transformers each has one."""
 
 
 class Tokenizer:

@@ -46,7 +46,7 @@ def known(value: float) -> Tensor:
 
 
 def _truth(x: Tensor) -> bool:
-    """Whether a comparison holds; of what is not known, like a pixel below zero, that it does not."""
+    """Whether something holds; what is not known, like a pixel below zero, does not."""
     try:
         return bool(x.item())
     except DataDependentOutputException:

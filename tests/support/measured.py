@@ -19,7 +19,7 @@ KERNELS = (
 
 
 def measured(rank: int, world: int, arguments: list[str]) -> dict[str, int]:
-    """Most bytes that were allocated at once in each phase of the launcher's video, without weights."""
+    """Most bytes that stood at once in each phase of a video of the launcher, without weights."""
     make, decode = generate.make_video, finish.decode
 
     def marked(loaded: Any, job: Any, *others: Any) -> Any:
