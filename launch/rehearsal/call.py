@@ -25,7 +25,7 @@ from lvsa.launch.rehearsal.networks import Network, filled
 from lvsa.launch.rehearsal.ranks import fake_ranks
 from lvsa.launch.rehearsal.repeats import repeat_frames
 from lvsa.launch.rehearsal.stand_ins import ImageProcessor, Tokenizer, schedule_like
-from lvsa.launch.rehearsal.values import Answers
+from lvsa.launch.rehearsal.values import Inputs, Masks
 from lvsa.mesh import VideoMesh
 from lvsa.wrapping import wrap_method
 
@@ -109,7 +109,8 @@ def _fake_video(job: Job) -> Iterator[VideoMesh]:
             stack.enter_context(fake_ranks(max(1, (world - 1) // 2), world))
             ranks = VideoMesh.of(job.mesh.device_mesh("cpu"))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(Answers())
+        stack.enter_context(Masks())
+        stack.enter_context(Inputs())
         yield ranks
 
 
@@ -134,9 +135,9 @@ def _pipeline(job: Job, parts: Mapping[str, nn.Module]) -> Any:
     """The job's pipeline with these networks, and stand-ins for what needs values."""
     skeleton, others = job.skeleton, {}
     for name, part in skeleton.components.items():
-        entry = job.source.index.get(name)
-        absent = part is None and isinstance(entry, list) and entry[1] is not None
-        others[name] = _stand_in(entry[1], parts) if absent and name not in parts else part
+        _, class_name = job.source.index.get(name) or (None, None)
+        absent = part is None and name not in parts and class_name is not None
+        others[name] = _stand_in(str(class_name), parts) if absent else part
     settings = {
         name: value
         for name, value in skeleton.config.items()

@@ -129,10 +129,12 @@ def filled(found: Mapping[str, Network]) -> dict[str, nn.Module]:
 def _filled(module: nn.Module) -> nn.Module:
     twin = meta_twin(module)
     for own, copy in zip(module.modules(), twin.modules(), strict=True):
-        for name, x in own._parameters.items():
-            copy._parameters[name] = None if x is None else nn.Parameter(_empty(x), False)
-        for name, x in own._buffers.items():
-            copy._buffers[name] = None if x is None else _empty(x)
+        for name, weight in own._parameters.items():
+            if weight is not None:
+                copy._parameters[name] = nn.Parameter(_empty(weight), requires_grad=False)
+        for name, buffer in own._buffers.items():
+            if buffer is not None:
+                copy._buffers[name] = _empty(buffer)
     return twin
 
 

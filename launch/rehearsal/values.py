@@ -12,14 +12,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.overrides import TorchFunctionMode
 
 
-class Answers(TorchFunctionMode):
-    """Answers what depends on values; everything else goes on to PyTorch."""
+class Masks(TorchFunctionMode):
+    """Answers what a model asks of its masks; everything else goes on to PyTorch."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if function in (torch.all, Tensor.all, torch.equal):
+        if function is torch.all:
             return True
         if function is Tensor.nonzero:
             return args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.int64)
@@ -27,15 +26,26 @@ class Answers(TorchFunctionMode):
             inverse = torch.ops.aten.bitwise_not(*args)
             inverse.picks_nothing = True
             return inverse
+        if function is Tensor.__getitem__ and is_mask(args[1]):
+            return picked(*args)
+        return function(*args, **(kwargs or {}))
+
+
+class Inputs(TorchFunctionMode):
+    """Answers what a pipeline asks of texts, images and steps besides."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in (Tensor.all, torch.equal):
+            return True
         if function is Tensor.item and hasattr(args[0], "known"):
             return args[0].known
         if function is Tensor.__bool__:
             return _truth(*args)
-        if function is Tensor.__getitem__ and is_mask(args[1]):
-            return picked(*args)
         if function is Tensor.__getitem__ and _is_length(args[1]):
             return args[0][:]
-        return function(*args, **kwargs)
+        return function(*args, **(kwargs or {}))
 
 
 def known(value: float) -> Tensor:
@@ -58,12 +68,12 @@ def is_mask(index: Any) -> bool:
     return isinstance(index, Tensor) and index.dtype == torch.bool
 
 
-def _is_length(index: Any) -> bool:
-    """Whether an index takes as much as a tensor says: all of it, without padding."""
-    return isinstance(index, slice) and isinstance(index.stop, Tensor)
-
-
 def picked(x: Tensor, mask: Tensor) -> Tensor:
     """``x[mask]``: everything, or nothing by the inverse of a mask."""
     n = 0 if getattr(mask, "picks_nothing", False) else mask.numel()
     return x.new_empty(n, *x.shape[mask.dim() :])
+
+
+def _is_length(index: Any) -> bool:
+    """Whether an index takes as much as a tensor says: all of it, without padding."""
+    return isinstance(index, slice) and isinstance(index.stop, Tensor)

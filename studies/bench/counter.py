@@ -4,15 +4,15 @@ It looks at operators as they pass PyTorch's dispatcher, so that fake tensors wi
 """
 
 import sys
-import weakref
 from collections import defaultdict
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from lvsa.launch.rehearsal.ledger import Ledger
 
 KINDS = ("merge", "rope", "cat/copy", "attention", "GEMM", "exchange", "model")
 OWN = ("merge", "rope", "cat/copy")
@@ -45,64 +45,45 @@ class Count:
     bytes: int = 0
 
 
-class Counter(TorchDispatchMode):
-    """Counts launches by kind while `counting`, and memory always.
+class Counter(Ledger):
+    """Counts launches by kind while `counting_launches`, and memory always.
 
     Attributes:
         counts: by kind, one of `KINDS`.
-        counting: whether launches count.
-        peak: most bytes that stood at once in storages made meanwhile.
+        counting_launches: whether launches count.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: dict[str, Count] = defaultdict(Count)
-        self.counting = True
-        self.bytes = self.peak = 0
-        self._known: dict[int, Any] = {}
+        self.counting_launches = True
         self._transfer: str | None = None
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        for x in outputs:
-            self._stands(x)
-        if self.counting and _launches(function):
+        result = super().__torch_dispatch__(function, types, args, kwargs)
+        if self.counting_launches and _launches(function):
             inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
             kind, moved = _kind(function), _moved(function, inputs, outputs)
             transfer = _name(function) if function.namespace == "c10d" else None
             if {transfer, self._transfer} <= POINT_TO_POINT:
                 self.counts[kind].bytes += moved
             else:
-                self._note(kind, moved)
+                self._note_launch(kind, moved)
             self._transfer = transfer
         return result
 
     def triton(self, kernel: str, tensors: list[Tensor]) -> None:
         """Counts the launch of a Triton kernel: each of its tensors is read or written once."""
-        if self.counting:
+        if self.counting_launches:
             kind = "attention" if "attend" in kernel else _engine() or "model"
-            self._note(kind, sum(map(size, tensors)))
+            self._note_launch(kind, sum(map(size, tensors)))
 
-    def _note(self, kind: str, moved: int) -> None:
+    def _note_launch(self, kind: str, moved: int) -> None:
         self.counts[kind].launches += 1
         self.counts[kind].bytes += moved
-
-    def _stands(self, x: Tensor) -> None:
-        """Takes notice of a storage, and of its end."""
-        storage = x.untyped_storage()
-        if storage._cdata in self._known:
-            return
-        n = storage.nbytes()
-        self._known[storage._cdata] = weakref.finalize(storage, self._gone, storage._cdata, n)
-        self.bytes += n
-        self.peak = max(self.peak, self.bytes)
-
-    def _gone(self, key: int, n: int) -> None:
-        del self._known[key]
-        self.bytes -= n
 
 
 def size(x: Tensor) -> int:

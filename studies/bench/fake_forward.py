@@ -13,10 +13,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from lvsa.adapters import get_adapter
 from lvsa.adapters.base import ModelAdapter
 from lvsa.attention import LVSAttention
+from lvsa.launch.rehearsal.ranks import fake_ranks
 from lvsa.pattern import Pattern
 from lvsa.processor import LVSAProcessor
 from lvsa.shards import FrameGrid
-from lvsa.studies.bench.fake_gpu import fake_gpu, fake_ranks
+from lvsa.studies.bench.fake_gpu import fake_gpu
 
 
 @dataclass(frozen=True)

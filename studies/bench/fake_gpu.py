@@ -5,8 +5,7 @@ runtime before they reach the dispatcher (indexing, ``copy_``, ``contiguous``, `
 choose their kernel by how PyTorch was built (attention, RMS norms): they are put in other words
 here, in those that a CUDA build would use.
 
-Where a model asks for values, the answer is that of a prompt without padding: all of a mask is
-true, so that it picks everything, and its inverse nothing.
+Where a model asks for values, `lvsa.launch.rehearsal.values` answers.
 """
 
 from collections.abc import Iterator
@@ -17,9 +16,10 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+
+from lvsa.launch.rehearsal.values import Masks, is_mask, picked
 
 aten = torch.ops.aten
 CUDNN = 91501
@@ -45,14 +45,6 @@ class WithoutRuntime(TorchFunctionMode):
             return x if x.is_contiguous() else x.clone(memory_format=torch.contiguous_format)
         if function is Tensor.to and torch.device("cuda") in (*args, *kwargs.values()):
             return _on_cuda(args[0], args[1:], kwargs)
-        if function is torch.all:
-            return True
-        if function is Tensor.nonzero:
-            return args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.int64)
-        if function is Tensor.__invert__:
-            inverse = aten.bitwise_not(*args)
-            inverse.picks_nothing = True
-            return inverse
         if function is nn.functional.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         if function in (torch.rms_norm, nn.functional.rms_norm):
@@ -110,9 +102,8 @@ def _rms_norm(
 
 def index(x: Tensor, indices: Any) -> Tensor:
     """``x[indices]`` for slices, integers, None and one ellipsis, or for one mask."""
-    if isinstance(indices, Tensor) and indices.dtype == torch.bool:
-        n = 0 if getattr(indices, "picks_nothing", False) else indices.numel()
-        return x.new_empty(n, *x.shape[indices.dim() :])
+    if is_mask(indices):
+        return picked(x, indices)
     items = list(indices) if isinstance(indices, tuple) else [indices]
     if Ellipsis in items:
         at = items.index(Ellipsis)
@@ -149,6 +140,7 @@ def fake_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeTensorMode]:
             stack.enter_context(patch.object(module, name, fact))
         stack.enter_context(triton_launches(lambda kernel, tensors: None))
         mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(Masks())
         stack.enter_context(WithoutRuntime())
         yield mode
 
@@ -171,24 +163,3 @@ def triton_launches(note: Any) -> Iterator[None]:
 
     with patch.object(JITFunction, "run", run), patch.object(InterpretedFunction, "run", run):
         yield
-
-
-@contextmanager
-def fake_ranks(rank: int, world: int) -> Iterator[dist.ProcessGroup]:
-    """A process group of which this process is one rank and the others are not there.
-
-    Collectives return at once with whatever stands in their buffers; what ranks tell one another
-    as objects is what this one says.
-    """
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    def everyone_says(into: list[Any], mine: Any, group: Any = None) -> None:
-        into[:] = [mine] * len(into)
-
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-    try:
-        with patch.object(dist, "all_gather_object", everyone_says):
-            assert dist.group.WORLD is not None
-            yield dist.group.WORLD
-    finally:
-        dist.destroy_process_group()

@@ -108,7 +108,7 @@ def count_layer(config: LaunchesConfig, model: str, world: int, exchange: str, b
         )
     )
     counter = Counter()
-    counter.counting = False
+    counter.counting_launches = False
     with fake_forward(
         size.build(LAYERS, dtype),
         size.adapter,
@@ -122,8 +122,8 @@ def count_layer(config: LaunchesConfig, model: str, world: int, exchange: str, b
         capability=config.capability,
     ) as forward:
         block = forward.blocks[1]
-        block.register_forward_pre_hook(lambda *_: setattr(counter, "counting", True))
-        block.register_forward_hook(lambda *_: setattr(counter, "counting", False))
+        block.register_forward_pre_hook(lambda *_: setattr(counter, "counting_launches", True))
+        block.register_forward_hook(lambda *_: setattr(counter, "counting_launches", False))
         with triton_launches(counter.triton), counter:
             forward()
     return Row(model, backend, exchange, world, rank, dict(counter.counts), counter.peak)
