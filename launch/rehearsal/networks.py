@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lvsa.cp_plans.trial import meta_twin
 from lvsa.errors import CheckpointError
@@ -64,7 +64,7 @@ def networks_of(job: Job) -> dict[str, Network]:
     transformers = job.adapter.transformers(job.skeleton)
     for name, cls in networks(job.source):
         known = getattr(job.skeleton, name, None)
-        module = meta_twin(known) if isinstance(known, nn.Module) else _built(job, name, cls)
+        module = copied(known) if isinstance(known, nn.Module) else _built(job, name, cls)
         dtype = job.adapter.component_dtypes.get(name, job.dtype)
         _cast(module, torch.float32 if job.dtype == torch.float32 else dtype)
         found[name] = Network(module, name in ENCODERS, name in transformers)
@@ -120,23 +120,21 @@ def filled(found: Mapping[str, Network]) -> dict[str, nn.Module]:
     """
     copies = {}
     for name, network in found.items():
-        copies[name] = _filled(network.module)
+        copies[name] = copied(network.module, "cpu")
         if network.denoises:
             del longest_list(copies[name])[LAYERS_RUN:]
     return copies
 
 
-def _filled(module: nn.Module) -> nn.Module:
+def copied(module: nn.Module, device: str = "meta") -> nn.Module:
+    """A network of the same classes, shapes and dtypes, without values."""
     twin = meta_twin(module)
     for own, copy in zip(module.modules(), twin.modules(), strict=True):
         for name, weight in own._parameters.items():
             if weight is not None:
-                copy._parameters[name] = nn.Parameter(_empty(weight), requires_grad=False)
+                empty = torch.empty_like(weight, device=device)
+                copy._parameters[name] = nn.Parameter(empty, requires_grad=False)
         for name, buffer in own._buffers.items():
             if buffer is not None:
-                copy._buffers[name] = _empty(buffer)
+                copy._buffers[name] = torch.empty_like(buffer, device=device)
     return twin
-
-
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device="cpu")

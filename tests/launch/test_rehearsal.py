@@ -20,7 +20,7 @@ from lvsa.launch.rehearsal.ledger import Ledger
 from lvsa.launch.rehearsal.lines import memory_lines
 from lvsa.launch.rehearsal.networks import networks_of
 from lvsa.launch.rehearsal.ranks import fake_ranks
-from tests.launch.test_families import FAMILIES, arguments_for, inputs  # noqa: F401
+from tests.launch.test_families import FAMILIES, SPARSE, arguments_for, inputs  # noqa: F401
 from tests.support.measured import measured
 from tests.support.ranks import run_ranks
 from tests.support.tiny import saved, wan_pipeline, wan_transformer
@@ -41,9 +41,9 @@ def wan(tmp_path_factory):
     pipe = wan_pipeline()
     pipe.transformer = wan_transformer(num_layers=6).eval()
     folder = tmp_path_factory.mktemp("models")
-    size = ["--num-frames", "45", "--height", "64", "--width", "96", "--lvsa"]
+    size = ["--num-frames", "45", "--height", "128", "--width", "192"]
     return ["--model", str(saved(pipe, folder / "wan")), "--prompt", "x", "--steps", "3",
-            "--output-dir", str(folder), "--output-name", "clip", *size]  # fmt: skip
+            "--output-dir", str(folder), "--output-name", "clip", *size, *SPARSE]  # fmt: skip
 
 
 # Held against what real generations take
@@ -66,7 +66,7 @@ def test_a_rank_of_several_takes_what_its_rehearsal_takes(wan, exchange):
     taken = rehearse(job, networks_of(job)).denoising
     assert taken == pytest.approx(real["denoising"], rel=0.1)
     alone = planned(wan)
-    assert taken < 0.8 * rehearse(alone, networks_of(alone)).denoising
+    assert taken < 0.9 * rehearse(alone, networks_of(alone)).denoising
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -164,8 +164,9 @@ def test_settings_that_fit(asked, monkeypatch):
     assert not fits(asked, gigabytes)
     found = dict(settings_that_fit(asked, gigabytes))
     assert found and all(fits(other, gigabytes) for other in found.values())
-    # The text encoder takes most: more ranks are of no use, and a smaller video would not be.
-    assert asked.most()[0] == "encoding" and not [flags for flags in found if "ranks" in flags]
+    # Ranks share the denoising, and it is the decoding that takes most.
+    assert asked.most()[0] == "decoding"
+    assert next(iter(found)) == "--offload model" and not any("ranks" in flags for flags in found)
     assert not dict(settings_that_fit(asked, 1e-6))
 
 
