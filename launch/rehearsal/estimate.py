@@ -44,7 +44,7 @@ class Rehearsals:
         job: the video.
 
     Raises:
-        CheckpointError: for a network that is not there, or cannot be built from its config.
+        CheckpointError: for a network that cannot be built from its config.
     """
 
     def __init__(self, job: Job) -> None:

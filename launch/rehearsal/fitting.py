@@ -7,7 +7,6 @@ from lvsa.errors import LVSAError
 from lvsa.launch.config import OffloadName
 from lvsa.launch.job import Job
 from lvsa.launch.rehearsal.estimate import Estimate
-from lvsa.mesh import mesh_sizes
 from lvsa.shards import Shards
 
 GB = 1e9
@@ -70,7 +69,7 @@ def settings_that_fit(estimate: Estimate, gigabytes: float) -> Iterator[tuple[st
 
 def _changed(job: Job, times: int, offload: OffloadName, tiled: bool) -> Job | None:
     """The job with one more setting, or with tiles as well; None where that cannot be, or is."""
-    tuning, processes = job.config.tuning, job.config.processes
+    tuning = job.config.tuning
     if tiled and (
         tuning.vae_tiling or job.adapter.tiled_vae or not hasattr(job.skeleton.vae, "enable_tiling")
     ):
@@ -82,11 +81,7 @@ def _changed(job: Job, times: int, offload: OffloadName, tiled: bool) -> Job | N
         wanted = replace(wanted, offload=offload)
     elif times == 1 and not tiled:
         return None
-    mesh = mesh_sizes(
-        job.mesh.world * times,
-        guidance_parallel=processes.guidance_parallel,
-        ulysses=processes.ulysses,
-    )
+    mesh = replace(job.mesh, frames=job.mesh.frames * times)
     try:
         Shards(job.grid, mesh.sequence)
     except LVSAError:

@@ -11,6 +11,7 @@ from lvsa.launch.rehearsal.estimate import (
     Rehearsals,
 )
 from lvsa.launch.rehearsal.fitting import GB, fitting_lines
+from lvsa.launch.rehearsal.networks import missing_networks
 
 
 def memory_lines(job: Job) -> list[str]:
@@ -19,6 +20,8 @@ def memory_lines(job: Job) -> list[str]:
         _ = job.shards
     except DivisibilityError:
         return ["memory     not estimated: the tokens do not divide among the ranks"]
+    if missing := missing_networks(job):
+        return [f"memory     not estimated: {job.source.name} has no {', '.join(missing)}"]
     estimate = Estimate(job, Rehearsals(job))
     dtype = str(job.dtype).removeprefix("torch.")
     several = job.mesh.video > 1

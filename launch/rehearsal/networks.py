@@ -10,7 +10,6 @@ from torch import nn
 from lvsa.cp_plans.trial import meta_twin
 from lvsa.errors import CheckpointError
 from lvsa.launch.job import Job
-from lvsa.launch.loading.models import check_folder
 from lvsa.launch.loading.skeleton import BROKEN_CONFIG
 from lvsa.launch.loading.weights import ENCODERS, networks
 
@@ -58,7 +57,7 @@ def networks_of(job: Job) -> dict[str, Network]:
     """The networks of a job's model by the names of its pipeline.
 
     Raises:
-        CheckpointError: for one that is not there, or cannot be built from its config.
+        CheckpointError: for one that cannot be built from its config.
     """
     found = {}
     transformers = job.adapter.transformers(job.skeleton)
@@ -71,9 +70,13 @@ def networks_of(job: Job) -> dict[str, Network]:
     return found
 
 
+def missing_networks(job: Job) -> list[str]:
+    """Networks of which there are not even configs: a plan can be made without encoders."""
+    return [name for name, _ in networks(job.source) if not (job.source.folder / name).is_dir()]
+
+
 def _built(job: Job, name: str, cls: Any) -> nn.Module:
     """A network of transformers, which the skeleton of a pipeline goes without."""
-    check_folder(job.source, name)
     folder = job.source.folder / name
     try:
         config = cls.config_class.from_pretrained(folder)

@@ -1,5 +1,6 @@
 """Generations without weights or values: what they take is what real ones take."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -178,6 +179,12 @@ def test_the_lines_have_every_phase(asked):
 
 def test_tokens_that_do_not_divide_are_not_rehearsed(wan):
     assert len(memory_lines(planned(wan, "--ranks", "7"))) == 1
+
+
+def test_a_model_without_encoders_is_planned(wan, tmp_path):
+    shutil.copytree(wan[1], tmp_path / "bare", ignore=shutil.ignore_patterns("text_encoder"))
+    (line,) = memory_lines(planned(["--model", str(tmp_path / "bare"), *wan[2:]]))
+    assert "text_encoder" in line
 
 
 def test_memory_of_a_gpu_is_asked_about_in_a_dry_run(wan):
