@@ -7,6 +7,7 @@ import pytest
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from lvsa.launch import finish, generate
+from lvsa.launch.rehearsal.ledger import Ledger
 from tests.support.launched import launched
 
 DENOISING, DECODING = "phase: denoising", "phase: decoding"
@@ -40,6 +41,27 @@ def measured(rank: int, world: int, arguments: list[str]) -> dict[str, int]:
         patch.setattr(finish, "decode", decoding)
         launched(rank, world, arguments)
     return peaks(profiles[0].profiler.kineto_results.experimental_event_tree())
+
+
+def counted(rank: int, world: int, arguments: list[str]) -> int:
+    """Most bytes of tensors at once from a rank's first denoising step to its end.
+
+    The profiler does not see what gloo's own threads free.
+    """
+    make, ledger = generate.make_video, Ledger()
+
+    def watched(loaded: Any, job: Any, *others: Any) -> Any:
+        (transformer,) = job.adapter.transformers(loaded.pipe).values()
+        begins = transformer.register_forward_pre_hook(
+            lambda *_: (ledger.restart(), begins.remove())
+        )
+        with ledger:
+            return make(loaded, job, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "make_video", watched)
+        launched(rank, world, arguments)
+    return ledger.peak
 
 
 def mark(phase: str) -> None:
