@@ -8,6 +8,7 @@ as they do otherwise, so that what is counted follows the code and no formula.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from lvsa.attention import LVSAttention
 from lvsa.launch.checkpoint.decoding import without_decoding
 from lvsa.launch.inputs import call_arguments
 from lvsa.launch.job import Job
+from lvsa.launch.media.frames import decode
 from lvsa.launch.rehearsal.ledger import Ledger
 from lvsa.launch.rehearsal.networks import Network, filled
 from lvsa.launch.rehearsal.ranks import fake_ranks
@@ -85,17 +87,16 @@ def rehearse(job: Job, found: Mapping[str, Network]) -> Rehearsed:
     return Rehearsed(encoding, ledger.peak, None if x is None else (x.shape, x.dtype))
 
 
-@torch.no_grad()
 def rehearse_decoding(job: Job, found: Mapping[str, Network], latents: Latents) -> int:
-    """Most bytes at once in `lvsa.launch.checkpoint.decoding.decode`, on the device."""
+    """Most bytes at once while the launcher decodes latents, on the device."""
     shape, dtype = latents
     with _fake_video(job):
         pipe = _pipeline(job, filled(found))
+        processor = pipe.video_processor
+        wrap_method(processor, "postprocess_video", partial(_as_tensor, processor.postprocess))
         with Ledger() as ledger:
             repeat_frames(pipe.vae, ledger)
-            video = pipe.vae.decode(torch.empty(shape, dtype=dtype), return_dict=False)[0]
-            for one in video:
-                pipe.video_processor.postprocess(one.permute(1, 0, 2, 3), "pt")
+            decode(pipe, torch.empty(shape, dtype=dtype), lambda frame: None)
     return ledger.peak
 
 
@@ -155,6 +156,11 @@ def _stand_in(class_name: str, parts: Mapping[str, Any]) -> Any:
     if "Tokenizer" in class_name:
         return Tokenizer()
     return ImageProcessor(parts["image_encoder"].config.image_size)
+
+
+def _as_tensor(postprocess: Callable[..., Tensor], video: Tensor, output_type: str) -> Tensor:
+    """A video ``[1, C, F, H, W]`` as it leaves the device: arrays would need values."""
+    return postprocess(video[0].permute(1, 0, 2, 3), "pt")[None]
 
 
 def _on_the_host(method: Callable[..., Tensor], ledger: Ledger) -> Callable[..., Tensor]:

@@ -104,15 +104,18 @@ class Estimate:
         return 0
 
     def loaded(self, first: bool = True) -> int:
-        """Bytes of the weights that a rank loads, through its host's memory."""
-        networks = self.rehearsals.networks.values()
-        return sum(network.bytes for network in networks if first or not network.encodes)
+        """Bytes of the weights that a rank loads."""
+        return self._resident(first, encoders=True, transformers=True)
 
     def weights(self, phase: str, first: bool = True) -> int:
-        """Bytes of weights that stand on a rank's device in a phase, at most."""
+        """Bytes of weights that stand on a rank's device in a phase, at most.
+
+        Networks leave when they are done (see `lvsa.launch.tuning.residence`).
+        """
         offload: OffloadName = self.job.config.tuning.offload
         if offload == "none":
-            return self.loaded(first)
+            begins = phase in ("loading", "encoding")
+            return self._resident(first, begins, transformers=phase != "decoding" or not first)
         running = [
             network
             for name, network in self.rehearsals.networks.items()
@@ -122,3 +125,11 @@ class Estimate:
         ]
         sizes = [n.bytes if offload == "model" else n.largest_group for n in running]
         return max(sizes, default=0)
+
+    def _resident(self, first: bool, encoders: bool, transformers: bool) -> int:
+        return sum(
+            network.bytes
+            for network in self.rehearsals.networks.values()
+            if ((first and encoders) or not network.encodes)
+            and (transformers or not network.denoises)
+        )

@@ -33,12 +33,10 @@ def memory_lines(job: Job) -> list[str]:
         first, other = estimate.need(phase), estimate.need(phase, first=False)
         lines.append(f"             {phase:<10} {_sum(first)}" + f" | {_sum(other)}" * several)
     phase, need = estimate.most()
-    loaded = [estimate.loaded(), *([estimate.loaded(first=False)] if several else [])]
     lines += [
         f"           most in {phase}: a GPU should have {need.with_margin / GB:.1f} GB, with a "
         f"margin of {MARGIN_SHARE:.0%} of what is no weight, and {MARGIN_BYTES / GB:g} GB",
-        "           host: the weights of every rank pass through its host's memory: "
-        + " | ".join(f"{n / GB:.1f} GB" for n in loaded),
+        *_host_lines(estimate, several),
         *_not_counted(job),
     ]
     gigabytes = job.config.processes.gpu_memory
@@ -47,6 +45,17 @@ def memory_lines(job: Job) -> list[str]:
 
 def _sum(need: Need) -> str:
     return f"{need.weights / GB:6.2f} + {need.activations / GB:5.2f} = {need.least / GB:6.2f}"
+
+
+def _host_lines(estimate: Estimate, several: bool) -> list[str]:
+    """What a rank holds in its host's memory: weights that do not go straight to the device."""
+    config = estimate.job.config
+    if config.tuning.offload == "none" and not config.model.lora:
+        return []
+    ranks = (True, False) if several else (True,)
+    sizes = " | ".join(f"{estimate.loaded(first) / GB:.2f}" for first in ranks)
+    kept = "kept" if config.tuning.offload != "none" else "LoRAs are merged"
+    return [f"           in the host's memory, where weights are {kept}: {sizes}"]
 
 
 def _not_counted(job: Job) -> list[str]:

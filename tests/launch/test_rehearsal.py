@@ -151,6 +151,8 @@ def test_weights_on_the_device(asked, offload):
     assert estimate.weights("denoising", first=False) <= weights["denoising"]
     if offload == "none":
         assert weights["encoding"] == sum(found.values())
+        assert weights["denoising"] == weights["encoding"] - found["text_encoder"]
+        assert weights["decoding"] == found["vae"], "what is done leaves"
     if offload == "model":
         assert weights["denoising"] == found["transformer"] and weights["decoding"] == found["vae"]
     if offload == "group":

@@ -77,7 +77,7 @@ def peaks(roots: Any) -> dict[str, int]:
     """
     found = sorted(_walk(roots, None), key=lambda step: step[0])
     made: dict[int, tuple[int, Any]] = {}
-    own = set()
+    own: set[int] = set()
     for i, (_, kernel, event) in enumerate(found):
         if isinstance(event, str):
             continue
@@ -87,6 +87,8 @@ def peaks(roots: Any) -> dict[str, int]:
             start, maker = made.pop(event.ptr)
             if maker is not None and maker == kernel:
                 own |= {start, i}
+        else:
+            own.add(i)  # weights that leave
     phase, now, most = "encoding", 0, {"encoding": 0}
     for i, (_, _, event) in enumerate(found):
         if isinstance(event, str):
