@@ -61,7 +61,7 @@ def test_a_rehearsal_takes_what_the_generation_takes(family, inputs, tmp_path): 
 
 @pytest.mark.parametrize("exchange", ["needed", "ring"])
 def test_a_rank_of_several_takes_what_its_rehearsal_takes(wan, exchange):
-    more = ["--exchange", exchange]
+    more = ["--exchange", exchange, "--parallel", "manual"]
     _, real = run_ranks(2, counted, [*wan, *more, *QUIET])
     job = planned(wan, *more, "--ranks", "2")
     taken = rehearse(job, networks_of(job)).denoising
@@ -167,8 +167,8 @@ def test_settings_that_fit(asked, monkeypatch):
     assert not fits(asked, gigabytes)
     found = dict(settings_that_fit(asked, gigabytes))
     assert found and all(fits(other, gigabytes) for other in found.values())
-    # Ranks share the denoising, and it is the decoding that takes most.
-    assert asked.most()[0] == "decoding"
+    # Ranks share the denoising, and it is the encoding that takes most.
+    assert asked.most()[0] == "encoding"
     assert next(iter(found)) == "--offload model" and not any("ranks" in flags for flags in found)
     assert not dict(settings_that_fit(asked, 1e-6))
 

@@ -52,9 +52,12 @@ def counted(rank: int, world: int, arguments: list[str]) -> int:
 
     def watched(loaded: Any, job: Any, *others: Any) -> Any:
         (transformer,) = job.adapter.transformers(loaded.pipe).values()
-        begins = transformer.register_forward_pre_hook(
-            lambda *_: (ledger.restart(), begins.remove())
-        )
+
+        def begins(*_: Any) -> None:
+            handle.remove()
+            ledger.restart()
+
+        handle = transformer.register_forward_pre_hook(begins)
         with ledger:
             return make(loaded, job, *others)
 
