@@ -2,6 +2,7 @@
 
 from lvsa.errors import DivisibilityError
 from lvsa.launch.job import Job
+from lvsa.launch.media.tiles import shares_tiles
 from lvsa.launch.rehearsal.estimate import (
     MARGIN_BYTES,
     MARGIN_SHARE,
@@ -64,5 +65,6 @@ def _not_counted(job: Job) -> list[str]:
     missing = [
         *([f"what --cache {tuning.cache} keeps"] if tuning.cache else []),
         *(["buffers of compiled blocks"] if tuning.compile else []),
+        *(["tiles that other ranks decode"] if shares_tiles(job) else []),
     ]
     return [f"           not counted: {', '.join(missing)}"] if missing else []
