@@ -4,6 +4,7 @@ Weights are counted from the model's configs, activations by a rehearsal (see `c
 tensors take: a GPU needs more, which is the margin.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lvsa.launch.config import OffloadName
@@ -84,9 +85,9 @@ class Estimate:
         """What a rank needs in a phase: the first, or any other."""
         return Need(self.weights(phase, first), self.activations(phase, first))
 
-    def most(self) -> tuple[str, Need]:
+    def most(self, phases: Sequence[str] = PHASES) -> tuple[str, Need]:
         """The phase in which the first rank needs most, and what that is."""
-        needs = {phase: self.need(phase) for phase in PHASES}
+        needs = {phase: self.need(phase) for phase in phases}
         phase = max(needs, key=lambda name: needs[name].with_margin)
         return phase, needs[phase]
 

@@ -1,12 +1,12 @@
 """Whether a job fits into a GPU, and which settings would make it fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from lvsa.errors import LVSAError
 from lvsa.launch.config import OffloadName
 from lvsa.launch.job import Job
-from lvsa.launch.rehearsal.estimate import Estimate
+from lvsa.launch.rehearsal.estimate import PHASES, Estimate
 from lvsa.shards import Shards
 
 GB = 1e9
@@ -19,6 +19,8 @@ STEPS: tuple[tuple[int, OffloadName], ...] = (
     (8, "none"),
     (1, "group"),
 )
+UNTILED = [phase for phase in PHASES if phase != "decoding"]
+"""Phases that tiles make no smaller."""
 NAMED = 3
 """Settings that are named at most."""
 
@@ -42,9 +44,9 @@ def fitting_lines(estimate: Estimate, gigabytes: float) -> list[str]:
     return lines
 
 
-def fits(estimate: Estimate, gigabytes: float) -> bool:
-    """Whether a GPU has room for the first rank, with the margin."""
-    return estimate.most()[1].with_margin <= gigabytes * GB
+def fits(estimate: Estimate, gigabytes: float, phases: Sequence[str] = PHASES) -> bool:
+    """Whether a GPU has room for the first rank in these phases, with the margin."""
+    return estimate.most(phases)[1].with_margin <= gigabytes * GB
 
 
 def settings_that_fit(estimate: Estimate, gigabytes: float) -> Iterator[tuple[str, Estimate]]:
@@ -61,6 +63,8 @@ def settings_that_fit(estimate: Estimate, gigabytes: float) -> Iterator[tuple[st
             if job is None:
                 continue
             other = Estimate(job, estimate.rehearsals)
+            if tiled and not fits(other, gigabytes, UNTILED):
+                continue
             if fits(other, gigabytes):
                 enough |= times > 1
                 yield _flags(estimate.job, job), other
