@@ -5,6 +5,7 @@ say what this one says. The pipeline, the transformer with LVSA on it, the excha
 as they do otherwise, so that what is counted follows the code and no formula.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -127,9 +128,24 @@ def _lvsa(job: Job, pipe: Any, ranks: VideoMesh) -> Iterator[None]:
         # Fused kernels of all devices leave what the CPU's leaves: outputs and log-sum-exps.
         backend="math" if job.config.attention.backend == "math" else "sdpa",
     )
-    with LVSASession(job.adapter, attention, job.adapter.transformers(pipe)) as session:
+    # What is installed for a rehearsal is nobody's news.
+    log = logging.getLogger("lvsa.adapters")
+    with (
+        _at_level(log, logging.WARNING),
+        LVSASession(job.adapter, attention, job.adapter.transformers(pipe)) as session,
+    ):
         install(pipe, session, ranks)
         yield
+
+
+@contextmanager
+def _at_level(log: logging.Logger, level: int) -> Iterator[None]:
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _pipeline(job: Job, parts: Mapping[str, nn.Module]) -> Any:
