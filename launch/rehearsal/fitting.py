@@ -19,8 +19,6 @@ STEPS: tuple[tuple[int, OffloadName], ...] = (
     (8, "none"),
     (1, "group"),
 )
-UNTILED = [phase for phase in PHASES if phase != "decoding"]
-"""Phases that tiles make no smaller."""
 NAMED = 3
 """Settings that are named at most."""
 
@@ -62,9 +60,12 @@ def settings_that_fit(estimate: Estimate, gigabytes: float) -> Iterator[tuple[st
             job = _changed(estimate.job, times, offload, tiled)
             if job is None:
                 continue
-            other = Estimate(job, estimate.rehearsals)
-            if tiled and not fits(other, gigabytes, UNTILED):
+            # What it changes nothing about must fit already: a rehearsal takes seconds.
+            same = Estimate(replace(job, mesh=estimate.job.mesh), estimate.rehearsals)
+            lower = {"decoding": tiled, "denoising": times > 1}
+            if not fits(same, gigabytes, [p for p in PHASES if not lower.get(p)]):
                 continue
+            other = Estimate(job, estimate.rehearsals)
             if fits(other, gigabytes):
                 enough |= times > 1
                 yield _flags(estimate.job, job), other
