@@ -26,6 +26,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3
 import lvsa
 from lvsa.launch.arguments import parse
 from tests.serving.support.stand_in import FOLDER
+from tests.support.missing import missing
 
 ROOT = Path(__file__).resolve().parents[1]
 # The commands of clusters.md need a cluster: tests/slurm runs its scripts on one.
@@ -187,7 +188,6 @@ def check_install(words):
 def flags_of_the_server():
     """Flags that vLLM-Omni's files name, and those that it inherits."""
     if not FOLDER.is_dir():
-        missing = pytest.fail if os.environ.get("CI") else pytest.skip
         missing(f"no vLLM-Omni in {FOLDER}; make install puts it there")
     source = (FOLDER / "vllm_omni" / "entrypoints" / "cli" / "serve.py").read_text()
     inherited = {"--port", "--additional-config", "--tensor-parallel-size"}

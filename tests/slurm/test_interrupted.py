@@ -1,6 +1,7 @@
 """Jobs of a real Slurm that are queued again in the middle: they end in the undisturbed bits."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,35 +51,26 @@ def check(
     assert not (folder / ".checkpoints").exists()
 
 
-def test_requeued(cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path) -> None:
-    job = submitted(cluster, tmp_path, NODES)
-    await_step(tmp_path)
-    cluster.run("scontrol", "requeue", job)
-    cluster.start_at_once(job)
-    check(cluster, job, tmp_path, undisturbed)
+INTERRUPTIONS: dict[str, Callable[[Cluster, str], object]] = {
+    "requeued": lambda cluster, job: cluster.run("scontrol", "requeue", job),
+    # Slurm sends USR1 to the batch script a minute before the limit; here it is sent at once.
+    "time limit": lambda cluster, job: cluster.run("scancel", "--signal=USR1", "--batch", job),
+    # As a node that is lost looks to the others, long before Slurm notices it.
+    "processes killed": lambda cluster, job: cluster.kill_processes("n10"),
+}
 
 
-def test_the_time_limit_queues_a_job_again(
-    cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path
+@pytest.mark.parametrize("how", INTERRUPTIONS)
+def test_an_interrupted_job_is_queued_again(
+    how: str, cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path
 ) -> None:
-    """Slurm sends USR1 to the batch script a minute before the limit; here it is sent at once."""
     job = submitted(cluster, tmp_path, NODES)
     await_step(tmp_path)
-    cluster.run("scancel", "--signal=USR1", "--batch", job)
+    INTERRUPTIONS[how](cluster, job)
     cluster.start_at_once(job)
     check(cluster, job, tmp_path, undisturbed)
-    assert "queued again" in (tmp_path / "job.log").read_text()
-
-
-def test_a_node_whose_processes_are_killed(
-    cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path
-) -> None:
-    """As a node that is lost looks to the others, long before Slurm notices it."""
-    job = submitted(cluster, tmp_path, NODES)
-    await_step(tmp_path)
-    cluster.kill_processes("n10")
-    cluster.start_at_once(job)
-    check(cluster, job, tmp_path, undisturbed)
+    if how != "requeued":
+        assert "queued again" in (tmp_path / "job.log").read_text()
 
 
 def test_a_daemon_that_is_killed(

@@ -22,6 +22,10 @@ from lvsa.studies.bench.parts import hardware_found
 GRID, HEADS, D, CALLS = FrameGrid(24, 16, 16), 4, 32, 4
 PATTERN = published(24, horizon=9, rotate=True)
 MESH = MeshSizes(frames=2, heads=2)
+# A small video on the machine that these were measured on.
+SMALL = LinksConfig(num_frames=161, size=64)
+LINK = {"latency": 1e-3, "bandwidth": 1e6}
+PARTS = {"attention": 1e10, "step": 0.5, "flops": 5e10}
 
 
 def attended(exchange: str) -> dict[str, int]:
@@ -60,14 +64,11 @@ def test_what_crosses_the_link_is_what_the_plan_says(exchange: str) -> None:
 
 
 def test_a_machine_of_parts_predicts_the_step_that_it_was_made_of() -> None:
-    config = LinksConfig(num_frames=161, size=64)
-    job = planned(config)
+    job = planned(SMALL)
     work = work_of_job(job)
-    link = {"latency": 1e-3, "bandwidth": 1e6}
-    parts = {"attention": 1e10, "step": 0.5, "flops": 5e10}
     ranks: list[dict[str, Any]] = [
-        {"parts": parts, "links": [{"between": link, "inside": link}]},
-        {"parts": parts, "links": [{"between": link, "inside": link}]},
+        {"parts": PARTS, "links": [{"between": LINK, "inside": LINK}]},
+        {"parts": PARTS, "links": [{"between": LINK, "inside": LINK}]},
     ] * 2
     machine = hardware_found(ranks, 0, work, job)
     # Two pairs at a time share the link between the nodes.
@@ -81,12 +82,9 @@ def test_a_machine_of_parts_predicts_the_step_that_it_was_made_of() -> None:
 
 
 def test_the_verdict_holds_the_choice_against_the_fastest() -> None:
-    config = LinksConfig(num_frames=161, size=64)
-    job = planned(config)
+    job = planned(SMALL)
     work = work_of_job(job)
-    link = {"latency": 1e-3, "bandwidth": 1e6}
-    parts = {"attention": 1e10, "step": 0.5, "flops": 5e10}
-    machine = hardware_found([{"parts": parts, "links": [{"between": link}]}] * 2, 0, work, job)
+    machine = hardware_found([{"parts": PARTS, "links": [{"between": LINK}]}] * 2, 0, work, job)
     meshes = possible(2, job.grid, job.heads, passes=2)
     found = costs(work, job.grid, job.pattern.attended[0], meshes, machine)
     measured = {id(cost): 2.0 for cost in found} | {id(best(found)): 2.5}
