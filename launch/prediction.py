@@ -1,10 +1,10 @@
 """What attention would take on a GPU that need not be here: a few lines of --dry-run."""
 
-from lvsa.exchange import get_exchange
+from lvsa.cost import middle_rank
 from lvsa.hardware import Hardware, find_hardware
 from lvsa.launch.job import Job
 from lvsa.pattern import Bools, dense
-from lvsa.roofline import Prediction, predict
+from lvsa.roofline import Prediction
 from lvsa.shards import Shards
 
 
@@ -36,17 +36,17 @@ def prediction_lines(job: Job) -> list[str]:
 
 def _predicted(job: Job, attended: Bools, hardware: Hardware) -> Prediction | None:
     """Attention of one layer and pass on a rank in the middle, at one offset."""
-    exchange = get_exchange(job.config.processes.exchange)
-    ranks = job.mesh.frames
-    plan = exchange.plan(Shards(job.grid, ranks), attended, (ranks - 1) // 2)
-    return predict(
-        [block.layout for block in plan.blocks],
+    found = middle_rank(
+        Shards(job.grid, job.mesh.frames),
+        attended,
+        job.config.processes.exchange,
         hardware,
         heads=job.heads // job.mesh.heads,
         head_dim=job.head_dim,
         backend=job.config.attention.backend,
         dtype=job.dtype,
     )
+    return None if found is None else found.prediction
 
 
 def _line(prediction: Prediction) -> str:

@@ -10,6 +10,7 @@ Ranks are numbered as on a mesh: guidance outermost, then frames, then heads.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from lvsa.hardware import Hardware
 from lvsa.mesh import MeshSizes
 from lvsa.network import Floats, Network
 from lvsa.pattern import Bools, Ints
-from lvsa.roofline import LAUNCH_SECONDS, predict
+from lvsa.roofline import LAUNCH_SECONDS, Prediction, predict
 from lvsa.shards import FrameGrid, Shards
 
 PREFERENCE = ("needed", "ring", "all_gather")
@@ -124,9 +125,19 @@ def step_cost(
     frames = Shards(grid, F)
     ranks = np.arange(mesh.video).reshape(G, F, U)
     network = Network(hardware, mesh.video)
-    of_pair = _seconds_of_a_pair(work, frames, attended, U, exchange, hardware, backend)
-    if of_pair is None:
+    middle = middle_rank(
+        frames,
+        attended,
+        exchange,
+        hardware,
+        heads=work.heads // U,
+        head_dim=work.head_dim,
+        backend=backend,
+        dtype=work.dtype,
+    )
+    if middle is None:
         return None
+    of_pair = middle.prediction.seconds / middle.pairs
     phases = get_exchange(exchange).phases(frames, attended)
 
     pending = own_pairs(frames, attended) * of_pair
@@ -170,26 +181,40 @@ def step_cost(
     )
 
 
-def _seconds_of_a_pair(
-    work: Work,
+class MiddleRank(NamedTuple):
+    """Attention of one layer and pass on a rank in the middle, at one offset, all heads it holds.
+
+    Args:
+        prediction: of it.
+        pairs: (query, key) token pairs.
+    """
+
+    prediction: Prediction
+    pairs: int
+
+
+def middle_rank(
     shards: Shards,
     attended: Bools,
-    heads_among: int,
     exchange: str,
     hardware: Hardware,
+    *,
+    heads: int,
+    head_dim: int,
     backend: str,
-) -> float | None:
-    """Seconds of a (query, key) pair on a rank in the middle, all heads that it holds."""
+    dtype: torch.dtype,
+) -> MiddleRank | None:
+    """What attention takes on a rank in the middle; None where there is no model of it."""
     plan = get_exchange(exchange).plan(shards, attended, (shards.world - 1) // 2)
     found = predict(
         [block.layout for block in plan.blocks],
         hardware,
-        heads=work.heads // heads_among,
-        head_dim=work.head_dim,
+        heads=heads,
+        head_dim=head_dim,
         backend=backend,
-        dtype=work.dtype,
+        dtype=dtype,
     )
-    return None if found is None else found.seconds / plan.pairs
+    return None if found is None else MiddleRank(found, plan.pairs)
 
 
 def _each_to_each(ranks: Ints) -> tuple[Ints, Ints]:

@@ -3,18 +3,22 @@
 The package triton has the compilers and cuobjdump in its wheel.
 """
 
+import logging
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lvsa.errors import LVSAError
+from lvsa.launch.records.output import write_record
 from lvsa.studies.bench.chips import Resources
+
+logger = logging.getLogger(__name__)
 
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|v_mfma_\w+?)(?=[\s._])")
 SPILL = re.compile(r"\b(?:STL|LDL)\b")
@@ -22,6 +26,27 @@ SPILL = re.compile(r"\b(?:STL|LDL)\b")
 ACCESS = re.compile(r"\b(?:LDG|STG)\.E[.\w]*?\.(64|128)\b")
 AMD_ACCESS = re.compile(r"\bglobal_(?:load|store)_dwordx(\d)\b")
 ELEMENTS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def check_known(given: Sequence[str], known: Iterable[str]) -> None:
+    """Stops for names that are not known.
+
+    Raises:
+        LVSAError: with those that are.
+    """
+    for name in given:
+        if name not in known:
+            raise LVSAError(f"unknown: {name!r}; known: {', '.join(known)}")
+
+
+def write_rows(
+    folder: Path, name: str, rows: Sequence[Mapping[str, Any]], table: Sequence[str]
+) -> None:
+    """Writes what was compiled, as NAME.json and as the table NAME.md."""
+    write_record(folder / f"{name}.json", {"rows": list(rows)})
+    path = folder / f"{name}.md"
+    path.write_text("\n".join(table) + "\n")
+    logger.info("wrote %s", path)
 
 
 def compiled(

@@ -20,12 +20,16 @@ import torch
 import tyro
 
 from lvsa.backends.triton_shapes import KernelShape, padded, precision, shape_for
-from lvsa.errors import LVSAError
 from lvsa.launch.processes.reporting import run_reporting
-from lvsa.launch.records.output import write_record
 from lvsa.strips import BLOCK_KEYS, STRIP_ROWS
 from lvsa.studies.bench.chips import CHIPS, Resources, programs_on
-from lvsa.studies.bench.compiling import ELEMENTS, compiled, read_resources
+from lvsa.studies.bench.compiling import (
+    ELEMENTS,
+    check_known,
+    compiled,
+    read_resources,
+    write_rows,
+)
 
 logger = logging.getLogger("lvsa.studies.bench.kernel_resources")
 
@@ -111,10 +115,8 @@ def resources(config: ResourcesConfig) -> list[Row]:
     Raises:
         LVSAError: for a GPU or a launch that is not known.
     """
-    for given, known in ((config.targets, CHIPS), (config.launches, LAUNCHES)):
-        for name in given:
-            if name not in known:
-                raise LVSAError(f"unknown: {name!r}; known: {', '.join(known)}")
+    check_known(config.targets, CHIPS)
+    check_known(config.launches, LAUNCHES)
     rows = []
     for target, name, D, launch in itertools.product(
         config.targets, config.dtypes, config.head_dims, config.launches
@@ -125,10 +127,7 @@ def resources(config: ResourcesConfig) -> list[Row]:
         rows.append(Row(target, name, D, launch, shape, found))
         logger.info("%s", as_markdown(rows[-1:])[-1])
     record = [asdict(row) | {"programs": row.programs} for row in rows]
-    write_record(config.output_dir / "kernel_resources.json", {"rows": record})
-    table = config.output_dir / "kernel_resources.md"
-    table.write_text("\n".join(as_markdown(rows)) + "\n")
-    logger.info("wrote %s", table)
+    write_rows(config.output_dir, "kernel_resources", record, as_markdown(rows))
     return rows
 
 

@@ -16,11 +16,15 @@ from pathlib import Path
 import torch
 import tyro
 
-from lvsa.errors import LVSAError
 from lvsa.launch.processes.reporting import run_reporting
-from lvsa.launch.records.output import write_record
 from lvsa.studies.bench.chips import CHIPS, Resources, programs_on
-from lvsa.studies.bench.compiling import ELEMENTS, compiled, read_resources
+from lvsa.studies.bench.compiling import (
+    ELEMENTS,
+    check_known,
+    compiled,
+    read_resources,
+    write_rows,
+)
 
 logger = logging.getLogger("lvsa.studies.bench.memory_kernels")
 
@@ -98,10 +102,8 @@ def resources(config: MemoryKernelsConfig) -> list[Row]:
     Raises:
         LVSAError: for a GPU or a kernel that is not known, or where Triton interprets.
     """
-    for given, known in ((config.targets, tuple(CHIPS)), (config.kernels, KERNELS)):
-        for name in given:
-            if name not in known:
-                raise LVSAError(f"unknown: {name!r}; known: {', '.join(known)}")
+    check_known(config.targets, CHIPS)
+    check_known(config.kernels, KERNELS)
     rows = []
     for target, kernel, name, D in itertools.product(
         config.targets, config.kernels, config.dtypes, config.head_dims
@@ -115,10 +117,7 @@ def resources(config: MemoryKernelsConfig) -> list[Row]:
         rows.append(Row(target, kernel, name, D, found))
         logger.info("%s", as_markdown(rows[-1:])[-1])
     record = [asdict(row) | {"occupancy": row.occupancy} for row in rows]
-    write_record(config.output_dir / "memory_kernels.json", {"rows": record})
-    table = config.output_dir / "memory_kernels.md"
-    table.write_text("\n".join(as_markdown(rows)) + "\n")
-    logger.info("wrote %s", table)
+    write_rows(config.output_dir, "memory_kernels", record, as_markdown(rows))
     return rows
 
 
