@@ -119,7 +119,7 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     to_make = [video for video in videos if not video.done]
     for video in videos:
         if video.done:
-            logger.info("%s: %s.mp4 is there already", video.turn, video.stem)
+            logger.info("%s: %s is there already", video.turn, video.file)
             runtime.on_first(partial(tidy_up, video.checkpoint, video.stem, video.config))
     if is_list(requests) and runtime.first:
         page.write()
@@ -138,8 +138,10 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     loaded = load(job, model, mesh, choice, runtime, team) if denoise else None
 
     def make(video: "Video", left_behind: bool = False) -> None:
-        of_video = job if video is to_make[0] else job_of(video.config, model, team)
-        tell(of_video, video.stem, said, team.first)
+        of_video = job
+        if video is not to_make[0]:
+            of_video = job_of(video.config, model, team)
+            tell(of_video, video.stem, said, team.first)
         with team.holding(lambda: claimed(video.stem)):
             if left_behind:
                 video = team.from_first(team.on_first(partial(as_left, video, of_video)) or video)

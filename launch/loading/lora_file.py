@@ -90,26 +90,12 @@ def _the_one(lora: LoRA, names: Sequence[str]) -> str:
 
 
 def _from_hub(lora: LoRA, repository: str, file: str) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
     try:
         if not file:
-            try:
-                listed = HfApi().list_repo_files(repository)
-            except OSError as error:
-                # Offline: hub files of before serve, as they do for models.
-                if isinstance(error, RepositoryNotFoundError) or not (
-                    listed := _fetched_before(repository)
-                ):
-                    raise
-                logger.info("--lora %s: what was fetched before, %s", lora.source, listed)
-            file = _the_one(lora, [name for name in listed if Path(name).match(WEIGHTS)])
+            file = _the_one(lora, _weights_on_hub(repository))
         return Path(hf_hub_download(repository, file))
     except (EntryNotFoundError, HFValidationError) as error:
         raise CheckpointError(
@@ -119,6 +105,23 @@ def _from_hub(lora: LoRA, repository: str, file: str) -> Path:
         raise CheckpointError(
             f"--lora {lora.source}: no such file, and the model hub cannot be reached: {error}"
         ) from error
+
+
+def _weights_on_hub(repository: str) -> list[str]:
+    """Weights of a repository; where the hub cannot be reached, those that were fetched before."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        names = HfApi().list_repo_files(repository)
+    except RepositoryNotFoundError:
+        raise
+    except OSError:
+        names = _fetched_before(repository)
+        if not names:
+            raise
+        logger.info("--lora %s: what was fetched before, %s", repository, ", ".join(names))
+    return [name for name in names if Path(name).match(WEIGHTS)]
 
 
 def _fetched_before(repository: str) -> list[str]:

@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from lvsa.errors import LVSAError, RankMismatch
@@ -39,6 +40,18 @@ def set_up_logging(rank: int) -> None:
     if not first:
         # A setting without effect is said once, not once per rank; log files have all of it.
         logging.root.handlers[0].addFilter(_others_speak)
+
+
+@contextmanager
+def at_level(name: str, level: int) -> Iterator[None]:
+    """Only what is of this level or above is logged by a logger while the context lasts."""
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def speak_for_replica(number: int) -> None:

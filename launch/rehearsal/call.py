@@ -23,6 +23,8 @@ from lvsa.launch.checkpoint.decoding import without_decoding
 from lvsa.launch.inputs import call_arguments
 from lvsa.launch.job import Job
 from lvsa.launch.media.frames import decode
+from lvsa.launch.media.tiles import decodes_in_tiles
+from lvsa.launch.processes.reporting import at_level
 from lvsa.launch.rehearsal.ledger import Ledger
 from lvsa.launch.rehearsal.networks import Network, filled
 from lvsa.launch.rehearsal.ranks import fake_ranks
@@ -129,23 +131,12 @@ def _lvsa(job: Job, pipe: Any, ranks: VideoMesh) -> Iterator[None]:
         backend="math" if job.config.attention.backend == "math" else "sdpa",
     )
     # What is installed for a rehearsal is nobody's news.
-    log = logging.getLogger("lvsa.adapters")
     with (
-        _at_level(log, logging.WARNING),
+        at_level("lvsa.adapters", logging.WARNING),
         LVSASession(job.adapter, attention, job.adapter.transformers(pipe)) as session,
     ):
         install(pipe, session, ranks)
         yield
-
-
-@contextmanager
-def _at_level(log: logging.Logger, level: int) -> Iterator[None]:
-    before = log.level
-    log.setLevel(level)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def _pipeline(job: Job, parts: Mapping[str, nn.Module]) -> Any:
@@ -163,7 +154,7 @@ def _pipeline(job: Job, parts: Mapping[str, nn.Module]) -> Any:
     pipe = type(skeleton)(**{**settings, **others, **parts})
     pipe.scheduler = schedule_like(skeleton.scheduler)
     pipe.set_progress_bar_config(disable=True)
-    if job.adapter.tiled_vae or job.config.tuning.vae_tiling:
+    if decodes_in_tiles(job):
         pipe.vae.enable_tiling()
     return pipe
 

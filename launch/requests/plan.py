@@ -3,8 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from lvsa.launch.checkpoint.folder import CheckpointFolder
 from lvsa.launch.checkpoint.identity import identity_of
 from lvsa.launch.config import GenerateConfig
 from lvsa.launch.job import Job, Model, make_job
+from lvsa.launch.processes.reporting import at_level
 from lvsa.launch.processes.runtime import Runtime
-from lvsa.launch.records.output import output_stem
+from lvsa.launch.records.output import LATENTS, output_stem, with_suffix
 from lvsa.launch.records.provenance import input_digests
 from lvsa.launch.requests.existing import Existing, settings_of_job
 from lvsa.launch.requests.lists import ListError, Request
@@ -57,6 +57,12 @@ class Video:
         return self.number == self.of and self.config.processes.replicas == 1
 
     @property
+    def file(self) -> Path:
+        """What is made: the video, or its latents where the job stops at them."""
+        only_latents = self.config.output.output == "latents"
+        return with_suffix(self.stem, LATENTS if only_latents else ".mp4")
+
+    @property
     def turn(self) -> str:
         """Which of how many videos this is, for messages."""
         return f"{self.number} of {self.of}"
@@ -83,7 +89,8 @@ def plan_videos(
     for number, request in enumerate(named(requests), 1):
         config = request.config
         try:
-            with quietly():
+            # What is told of a request is left to the time when it is made; errors are raised.
+            with at_level("lvsa", logging.ERROR):
                 job = make_job(config, world, device, model=model)
             stem = output_stem(config.output.output_dir, config.output.output_name or "")
             if request.repeats is not None:
@@ -106,18 +113,6 @@ def plan_videos(
     if problems:
         raise ListError.of(problems)
     return videos
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Leaves what is told of a request to the time when it is made; errors are raised."""
-    ours = logging.getLogger("lvsa")
-    level = ours.level
-    ours.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ours.setLevel(level)
 
 
 def _there(existing: Existing, job: Job, stem: Path, settings: Mapping[str, Any]) -> bool:

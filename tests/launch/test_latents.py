@@ -84,8 +84,10 @@ def test_latents_that_are_there_are_not_made_again(model, tmp_path, caplog):
     latents, record = tmp_path / "clip.latents.safetensors", tmp_path / "clip.json"
     run_once(flags(model, tmp_path, "--output", "latents"))
     made = latents.stat().st_mtime_ns
+    caplog.set_level("INFO", "lvsa")
     run_once(flags(model, tmp_path, "--output", "latents"))
     assert latents.stat().st_mtime_ns == made
+    assert f"{latents} is there already" in caplog.text
     # Of other settings they are replaced by neither of those who would.
     for more in (["--output", "latents"], ["--keep-latents"]):
         with refuses(SharedError, "clip.latents.safetensors", "seed", "--overwrite"):
