@@ -14,6 +14,7 @@ import torch
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from lvsa.cp_plans.base import ModelPlan
 from lvsa.errors import PlanError
@@ -90,10 +91,9 @@ def meta_twin(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None
     known, module = {} if known is None else known, unwrap_module(module)
     if module in known:
         return known[module]
-    twin = known[module] = object.__new__(type(module))
+    twin = known[module] = object.__new__(_own_class(module))
     nn.Module.__init__(twin)
-    own = {name: value for name, value in vars(module).items() if name not in INSTALLED}
-    vars(twin).update({name: value for name, value in own.items() if "_hooks" not in name})
+    vars(twin).update({name: x for name, x in vars(module).items() if not _is_installed(name)})
     for group in ("_parameters", "_buffers"):
         vars(twin)[group] = {name: _without_values(x) for name, x in vars(module)[group].items()}
     vars(twin)["_modules"] = {
@@ -103,8 +103,21 @@ def meta_twin(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None
     return twin
 
 
+def _own_class(module: nn.Module) -> type[nn.Module]:
+    """A module's class; of one that FSDP cuts, whose class it replaces, the one it had before."""
+    cls = type(module)
+    own: type[nn.Module] = cls.__bases__[1] if cls.__bases__[0] is FSDPModule else cls
+    return own
+
+
 # Attributes by which diffusers, accelerate and torch.compile take the place of a module's forward.
 INSTALLED = ("forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl")
+# Parts of names of those that hold hooks, and what FSDP keeps of a module.
+KEPT_FOR = ("_hooks", "__composable_api", "_fsdp_")
+
+
+def _is_installed(name: str) -> bool:
+    return name in INSTALLED or any(part in name for part in KEPT_FOR)
 
 
 def _without_values(tensor: Tensor | None) -> Tensor | None:

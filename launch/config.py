@@ -156,6 +156,9 @@ class TuningConfig:
     offload: OffloadName = "none"
     """Keep weights in the CPU's memory and bring them to the device to compute: one whole model at
     a time, or a group of layers at a time."""
+    shard_weights: bool = False
+    """Keep on every rank of a video a part of the weights of transformers and encoders; those of a
+    block come together while it runs (FSDP2)."""
     vae_tiling: bool = False
     """Encode and decode in tiles, in much less memory; seams may show."""
     compile: bool = False

@@ -178,6 +178,7 @@ def load(
         runtime: this process among those of the job, all of which load.
         team: this process among those of its replica, whose first one encodes.
     """
+    from lvsa.launch.loading.sharded import load_sharded
     from lvsa.launch.loading.weights import load_pipeline
     from lvsa.launch.meter import Meter
     from lvsa.launch.progress import progress
@@ -188,19 +189,22 @@ def load(
     meter, options, tuning = Meter(runtime.device), job.config.model, job.config.tuning
     runtime.progress.enter("loading")
     with progress("loading the weights", runtime.shown):
-        pipe = runtime.together(
-            lambda: load_pipeline(
-                job.source,
-                job.dtype,
-                job.adapter,
-                encodes=team.first,
-                variant=options.variant,
-                allow_pickle=options.allow_pickle,
-                device=loads_to(tuning, model.loras, runtime.device),
+        if tuning.shard_weights and team.world > 1:
+            pipe = load_sharded(job, model, runtime, team)
+        else:
+            pipe = runtime.together(
+                lambda: load_pipeline(
+                    job.source,
+                    job.dtype,
+                    job.adapter,
+                    encodes=team.first,
+                    variant=options.variant,
+                    allow_pickle=options.allow_pickle,
+                    device=loads_to(tuning, model.loras, runtime.device),
+                )
             )
-        )
-        transformers = job.adapter.transformers(pipe)
-        runtime.together(lambda: prepare(pipe, tuning, model.loras, transformers, runtime.device))
+            networks = job.adapter.transformers(pipe)
+            runtime.together(lambda: prepare(pipe, tuning, model.loras, networks, runtime.device))
     pipe.set_progress_bar_config(disable=not team.shown, desc="denoising", unit="step")
     origins = Later(lambda: provenance(job.source, model.loras)) if team.first else None
     residence = Residence(pipe, runtime.device, offloaded=tuning.offload != "none")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 # The words of a tensor are laid out as rows of so many.
 ROW = 1 << 12
@@ -39,10 +40,19 @@ def fingerprint(tensor: Tensor) -> Tensor:
 
 
 def fingerprint_of_weights(module: nn.Module) -> Tensor:
-    """``[2 · n]`` int64, the fingerprints of all parameters and buffers by their order."""
+    """``[2 · n]`` int64, the fingerprints of all parameters and buffers by their order.
+
+    Those that are cut among ranks are gathered, one at a time: all of their ranks must come here.
+    """
     tensors: Iterable[Tensor] = [*module.parameters(), *module.buffers()]
-    found = [fingerprint(tensor).cpu() for tensor in tensors if tensor.device.type != "meta"]
+    found = [fingerprint(_whole(x)).cpu() for x in tensors if x.device.type != "meta"]
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+
+@torch.no_grad()
+def _whole(x: Tensor) -> Tensor:
+    whole: Tensor = x.full_tensor() if isinstance(x, DTensor) else x
+    return whole
 
 
 def _words(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from lvsa.adapters import adapter_for, get_adapter
 from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.install.grids import VideoGrids
 from lvsa.adapters.install.guidance import GuidanceParallel
-from lvsa.adapters.install.prepared import check_hooks, forget_compiled
+from lvsa.adapters.install.prepared import check_hooks, encoders_are_sharded, forget_compiled
 from lvsa.adapters.install.replication import Replication
 from lvsa.adapters.install.rope_patch import RIFLExOptions
 from lvsa.adapters.install.session import LVSASession
@@ -149,8 +149,8 @@ def enable(
         forget_compiled(transformers.values())
         Watch(pipe, session, grids)
         if replicate:
-            methods = adapter.replicated_methods
-            session.undo_later(Replication(pipe, methods, group, device).remove)
+            methods, together = adapter.replicated_methods, encoders_are_sharded(pipe, transformers)
+            session.undo_later(Replication(pipe, methods, group, device, together).remove)
     except BaseException:
         session.remove()
         raise

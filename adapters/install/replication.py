@@ -34,6 +34,8 @@ class Replication:
         methods: names of its methods; those that it does not have are left out.
         group: the ranks that share a video; None for one process, where nothing is changed.
         device: where the tensors of this rank live, for those that were on an accelerator.
+        together: whether all ranks run the methods, for networks of which each holds a part; what
+            the first one gets counts all the same.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Replication:
         methods: Iterable[str],
         group: dist.ProcessGroup | None,
         device: torch.device | str = "cpu",
+        together: bool = False,
     ) -> None:
+        self.together = together
         self.pipe, self.group, self.device = pipe, group, torch.device(device)
         self.methods: list[str] = []
         self._busy = self._removed = False
@@ -68,7 +72,7 @@ class Replication:
                 # Called by another replicated method: that one's result is what travels.
                 return method(*args, **kwargs)
             result = None
-            if group_rank(self.group) == 0:
+            if self.together or group_rank(self.group) == 0:
                 self._busy = True
                 try:
                     result = method(*args, **kwargs)

@@ -44,10 +44,12 @@ def going_on(
         state = share(None if read is None else vars(read[0]), runtime.group)
         start = LoopState(**unpack(Packed(**state), runtime.device))
         made = None if read is None else unpack(read[1], runtime.device)
+        # Others that run these methods take what the first one gets: they only must not run them.
+        names = runtime.from_first(None if made is None else [name for name, _ in made])
+        made = made if names is None or made else [(name, None) for name in names]
     transformers = job.adapter.transformers(pipe)
     loop = DenoisingLoop(pipe, transformers.values(), [generator], runtime.device, start)
-    methods = job.adapter.replicated_methods if runtime.first else ()
-    with encoded(pipe, methods, made) as notes, loop.followed():
+    with encoded(pipe, job.adapter.replicated_methods, made) as notes, loop.followed():
         keeper = None
         if runtime.first and can_be_kept(transformers):
             seconds = job.config.checkpoint.checkpoint_seconds

@@ -20,7 +20,7 @@ SAMPLE = 1 << 20
 DIGITS = 16
 # Beside the model, which is told by its weights, wherever they lie: what a job that did not fit
 # into memory is started again with.
-NO_MATTER = ("model", "vae_tiling", "offload")
+NO_MATTER = ("model", "vae_tiling", "offload", "shard_weights")
 
 
 @dataclass(frozen=True)

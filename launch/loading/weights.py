@@ -10,7 +10,7 @@ its own tensors, in the host's memory or, one by one as they are cast, on its de
 import json
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def load_pipeline(
     variant: str | None = None,
     allow_pickle: bool = False,
     device: torch.device = HOST,
+    others: Mapping[str, torch.nn.Module] | None = None,
 ) -> Any:
     """The pipeline with its weights.
 
@@ -65,6 +66,7 @@ def load_pipeline(
         variant: of the files, as in ``model.fp16.safetensors``; the plain ones without it.
         allow_pickle: whether pickled weights may be read where there are no safetensors.
         device: where the networks are to be.
+        others: networks by name that are not loaded, since they are here.
 
     Raises:
         CheckpointError: naming the component and the tensors or files, where anything is missing,
@@ -72,17 +74,18 @@ def load_pipeline(
     """
     folder = _weights_folder(source, variant, allow_pickle)
     pipeline = getattr(diffusers, source.pipeline_class)
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = dict(others or {})
     for name, entry in source.index.items():
         needed = encodes or name not in ENCODERS
         if not source.on_hub and isinstance(entry, list) and entry[1] is not None and needed:
             check_folder(source, name)
     for name, cls in networks(source):
+        if name in parts:
+            continue
         if name in ENCODERS and not encodes:
             parts[name] = None
             continue
-        half = dtype != torch.float32
-        own_dtype = adapter.component_dtypes.get(name, dtype) if half else dtype
+        own_dtype = dtype_of(name, adapter, dtype)
         own_variant = _checked_variant(source, folder / name, variant, allow_pickle)
         parts[name] = _load(source, folder, name, cls, own_dtype, own_variant, allow_pickle, device)
     try:
@@ -109,6 +112,11 @@ def load_network(
     cls = dict(networks(source))[name]
     own_variant = _checked_variant(source, folder / name, variant, allow_pickle)
     return _load(source, folder, name, cls, dtype, own_variant, allow_pickle, device)
+
+
+def dtype_of(name: str, adapter: ModelAdapter, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a network of a pipeline in some dtype: some stay in another one then."""
+    return dtype if dtype == torch.float32 else adapter.component_dtypes.get(name, dtype)
 
 
 def networks(source: ModelSource) -> Iterator[tuple[str, Any]]:

@@ -7,11 +7,10 @@ tensors take: a GPU needs more, which is the margin.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lvsa.launch.config import OffloadName
 from lvsa.launch.job import Job
 from lvsa.launch.progress import progress
 from lvsa.launch.rehearsal.call import Latents, Rehearsed, rehearse, rehearse_decoding
-from lvsa.launch.rehearsal.networks import networks_of
+from lvsa.launch.rehearsal.networks import Network, networks_of
 from lvsa.mesh import MeshSizes
 
 PHASES = ("loading", "encoding", "denoising", "decoding")
@@ -96,7 +95,7 @@ class Estimate:
         generation = self.rehearsals.generation(self.job)
         if phase == "denoising":
             return generation.denoising
-        if phase == "encoding" and first:
+        if phase == "encoding" and (first or self.sharing > 1):
             return generation.encoding
         decodes = self.job.config.output.output != "latents" and generation.latents is not None
         if phase == "decoding" and first and decodes:
@@ -113,24 +112,45 @@ class Estimate:
 
         Networks leave when they are done (see `lvsa.launch.tuning.residence`).
         """
-        offload: OffloadName = self.job.config.tuning.offload
-        if offload == "none":
-            begins = phase in ("loading", "encoding")
-            return self._resident(first, begins, transformers=phase != "decoding" or not first)
-        running = [
+        if self.job.config.tuning.offload != "none":
+            return self._offloaded(phase, first)
+        begins = phase in ("loading", "encoding")
+        return self._resident(first, begins, phase != "decoding" or not first) + self._gathered(
+            phase
+        )
+
+    @property
+    def sharing(self) -> int:
+        """Ranks that share the weights of transformers and encoders."""
+        return self.job.mesh.video if self.job.config.tuning.shard_weights else 1
+
+    def _offloaded(self, phase: str, first: bool) -> int:
+        """Bytes of the largest thing that stands on the device at a time."""
+        running = self._running(phase, first)
+        model = self.job.config.tuning.offload == "model"
+        return max((n.bytes if model else n.largest_group for n in running), default=0)
+
+    def _running(self, phase: str, first: bool) -> list[Network]:
+        return [
             network
             for name, network in self.rehearsals.networks.items()
             if (phase == "denoising" and network.denoises)
             or (first and phase == "encoding" and (network.encodes or name == "vae"))
             or (first and phase == "decoding" and name == "vae")
         ]
-        sizes = [n.bytes if offload == "model" else n.largest_group for n in running]
-        return max(sizes, default=0)
+
+    def _gathered(self, phase: str) -> int:
+        """Bytes of shared weights that come together to run: encoders run on all ranks then."""
+        if self.sharing == 1:
+            return 0
+        running = [n for n in self._running(phase, first=True) if n.denoises or n.encodes]
+        return max((network.gathered for network in running), default=0)
 
     def _resident(self, first: bool, encoders: bool, transformers: bool) -> int:
+        ranks = self.sharing
         return sum(
-            network.bytes
+            network.part(ranks) if network.encodes or network.denoises else network.bytes
             for network in self.rehearsals.networks.values()
-            if ((first and encoders) or not network.encodes)
+            if ((encoders and (first or ranks > 1)) or not network.encodes)
             and (transformers or not network.denoises)
         )

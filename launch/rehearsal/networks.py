@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from lvsa.cp_plans.trial import meta_twin
-from lvsa.errors import CheckpointError
 from lvsa.launch.job import Job
-from lvsa.launch.loading.skeleton import BROKEN_CONFIG
+from lvsa.launch.loading.unfilled import unfilled_network
 from lvsa.launch.loading.weights import ENCODERS, networks
+from lvsa.launch.tuning.sharding import blocks_of, outside_of_blocks
 
 LAYERS_RUN = 3
 """Blocks of a transformer that run: those after them take what these leave, no more."""
@@ -35,6 +34,29 @@ class Network:
     def bytes(self) -> int:
         """Of all weights and buffers."""
         return size_of(self.module)
+
+    def part(self, ranks: int) -> int:
+        """Bytes of weights and buffers that a rank keeps where so many share the weights.
+
+        Of a weight whose first dimension they do not divide each has as much as the largest part.
+        """
+        kept = [x for block in blocks_of(self.module) for x in block.parameters()]
+        rest = [*outside_of_blocks(self.module)]
+        whole, cut = (rest, kept) if self.denoises else ([], [*kept, *rest])
+        return sum(x.nbytes for x in (*whole, *self.module.buffers())) + sum(
+            -(-x.shape[0] // ranks) * x[:1].nbytes for x in cut
+        )
+
+    @property
+    def gathered(self) -> int:
+        """Bytes of weights that come together while it runs, where ranks share them.
+
+        Of blocks three: one that is computed, and the next as it arrives and as it is put in place;
+        of an encoder also what is in no block, for as long as it runs.
+        """
+        blocks = [sum(x.nbytes for x in b.parameters()) for b in blocks_of(self.module)]
+        rest = 0 if self.denoises else sum(x.nbytes for x in outside_of_blocks(self.module))
+        return 3 * max(blocks, default=0) + rest
 
     @property
     def largest_group(self) -> int:
@@ -63,7 +85,11 @@ def networks_of(job: Job) -> dict[str, Network]:
     transformers = job.adapter.transformers(job.skeleton)
     for name, cls in networks(job.source):
         known = getattr(job.skeleton, name, None)
-        module = copied(known) if isinstance(known, nn.Module) else _built(job, name, cls)
+        module = (
+            copied(known)
+            if isinstance(known, nn.Module)
+            else unfilled_network(job.source, name, cls)
+        )
         dtype = job.adapter.component_dtypes.get(name, job.dtype)
         _cast(module, torch.float32 if job.dtype == torch.float32 else dtype)
         found[name] = Network(module, name in ENCODERS, name in transformers)
@@ -73,21 +99,6 @@ def networks_of(job: Job) -> dict[str, Network]:
 def missing_networks(job: Job) -> list[str]:
     """Networks of which there are not even configs: a plan can be made without encoders."""
     return [name for name, _ in networks(job.source) if not (job.source.folder / name).is_dir()]
-
-
-def _built(job: Job, name: str, cls: Any) -> nn.Module:
-    """A network of transformers, which the skeleton of a pipeline goes without."""
-    folder = job.source.folder / name
-    try:
-        config = cls.config_class.from_pretrained(folder)
-        with torch.device("meta"):
-            network: nn.Module = cls(config).eval()
-    except BROKEN_CONFIG as error:
-        raise CheckpointError(
-            f"--model {job.source.name}: {name} cannot be built as {cls.__name__} from {folder}: "
-            f"{error}"
-        ) from error
-    return network
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:

@@ -18,6 +18,7 @@ from lvsa.errors import LVSAError
 from lvsa.launch.config import TuningConfig
 from lvsa.launch.loading.lora import FoundLoRA, merge_loras
 from lvsa.launch.tuning.caches import CACHES, check_cache, enable_cache, parse_cache
+from lvsa.launch.tuning.sharding import check_sharding
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,10 @@ def check_tuning(tuning: TuningConfig, pipe: Any) -> None:
         pipe: skeleton of the pipeline.
 
     Raises:
-        LVSAError: for a cache that does not work for it, or a VAE without tiling.
+        LVSAError: for a cache that does not work for it, a VAE without tiling, or settings that do
+            not go together.
     """
+    check_sharding(tuning)
     if tuning.cache is not None:
         check_cache(tuning.cache, type(pipe).__name__)
     if tuning.vae_tiling and not hasattr(pipe.vae, "enable_tiling"):
@@ -77,7 +80,7 @@ def prepare(
     tuning: TuningConfig,
     loras: Sequence[FoundLoRA],
     transformers: dict[str, nn.Module],
-    device: torch.device,
+    device: torch.device | None,
 ) -> None:
     """Makes a pipeline ready, and brings it to its device.
 
@@ -85,6 +88,7 @@ def prepare(
         pipe: with its weights, where `loads_to` says.
         loras: from `lvsa.launch.loading.lora.check_loras`.
         transformers: of the pipeline, by attribute.
+        device: of this rank; None where whoever calls brings the pipeline there.
 
     Raises:
         CheckpointError: for a LoRA that cannot be merged.
@@ -92,9 +96,9 @@ def prepare(
     merge_loras(loras, pipe, transformers)
     if tuning.vae_tiling:
         pipe.vae.enable_tiling()
-    if tuning.offload == "none":
+    if device is not None and tuning.offload == "none":
         pipe.to(device)
-    if tuning.offload == "group":
+    if device is not None and tuning.offload == "group":
         offload_groups(pipe, transformers, device)
     if tuning.cache is not None:
         enable_cache(tuning.cache, pipe, transformers)

@@ -2,7 +2,8 @@
 
 Text and image encoders are done before the first denoising step, transformers before the VAE
 decodes. In the last video of a job they give their memory back; in a list they wait in the host's
-memory and come back for the next video, which costs seconds. Offloading moves networks by itself.
+memory and come back for the next video, which costs seconds. A rank's part of one that ranks share
+is small, and stays till the last. Offloading moves networks by itself.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from lvsa.adapters.install.prepared import is_sharded
+from lvsa.launch.tuning.sharding import Forwards, drop
 
 
 class Residence:
@@ -25,9 +29,11 @@ class Residence:
     def __init__(self, pipe: Any, device: torch.device, offloaded: bool) -> None:
         self.pipe, self.device, self.offloaded = pipe, device, offloaded
         self._waiting: dict[str, nn.Module] = {}
+        self._forwards = Forwards(part for part in pipe.components.values() if is_sharded(part))
 
     def come_back(self) -> None:
-        """Brings the networks that wait in the host's memory back to the device."""
+        """Brings the networks that wait in the host's memory back to the device, for a video."""
+        self._forwards.begin_anew()
         while self._waiting:
             name, network = self._waiting.popitem()
             # Not setattr, here and below: pipelines write what they are given into their config.
@@ -45,10 +51,12 @@ class Residence:
             return
         for name in names:
             network = getattr(self.pipe, name, None)
-            if network is None:
+            if network is None or (is_sharded(network) and not for_good):
                 continue
             object.__setattr__(self.pipe, name, None)
-            if for_good:
+            if is_sharded(network):
+                drop(network)
+            elif for_good:
                 network.to("meta")
             else:
                 self._waiting[name] = network.to("cpu")

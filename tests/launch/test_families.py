@@ -26,7 +26,8 @@ HUNYUAN = ["--num-frames", "37", "--height", "32", "--width", "48", *SPARSE]
 IMAGE, VIDEO = ["--image", "IMAGE"], ["--video", "VIDEO", "--strength", "0.7"]
 LAST = ["--last-image", "IMAGE"]
 
-# Pipeline, arguments, then world size and exchange of two runs. Three and four ranks cut frames.
+# Pipeline, arguments, then world size and exchange of two runs. Three and four ranks cut frames; in
+# the second run ranks share weights.
 FAMILIES = {
     "wan-2.1-i2v": (tiny_wan_family.wan_i2v, [*WAN, *IMAGE], (2, "needed"), (3, "ring")),
     "wan-2.1-flf": (
@@ -95,8 +96,9 @@ def test_the_same_video_on_any_ranks(family, inputs, tmp_path):
     build, given, *runs = FAMILIES[family]
     arguments = arguments_for(str(saved(build(), tmp_path / "model")), given, inputs, tmp_path)
     alone = launched(0, 1, arguments, True)
-    for world, exchange in runs:
-        frames, *latents = run_ranks(world, launched, [*arguments, "--exchange", exchange])
+    for (world, exchange), more in zip(runs, ([], ["--shard-weights"]), strict=True):
+        asked = [*arguments, "--exchange", exchange, *more]
+        frames, *latents = run_ranks(world, launched, asked)
         for part in latents:
             np.testing.assert_allclose(part, alone, rtol=1e-5, atol=1e-5)
     record = json.loads((tmp_path / "clip.json").read_text())

@@ -1,0 +1,36 @@
+"""Networks of their configs alone: parameters on the meta device, everything else as it will be."""
+
+from typing import Any
+
+from accelerate import init_empty_weights
+from torch import nn
+
+from lvsa.errors import CheckpointError
+from lvsa.launch.loading.models import ModelSource
+from lvsa.launch.loading.skeleton import BROKEN_CONFIG
+
+
+def unfilled_network(source: ModelSource, name: str, cls: Any) -> nn.Module:
+    """A network of a pipeline without weights, as diffusers and transformers build it to load them.
+
+    Args:
+        source: from `find_model`.
+        name: of the component.
+        cls: its class.
+
+    Raises:
+        CheckpointError: where it cannot be built from its config.
+    """
+    folder = source.folder / name
+    try:
+        with init_empty_weights(include_buffers=False):
+            if hasattr(cls, "load_config"):
+                network: nn.Module = cls.from_config(cls.load_config(folder))
+            else:
+                network = cls(cls.config_class.from_pretrained(folder))
+    except BROKEN_CONFIG as error:
+        raise CheckpointError(
+            f"--model {source.name}: {name} cannot be built as {cls.__name__} from {folder}: "
+            f"{error}"
+        ) from error
+    return network.eval()
