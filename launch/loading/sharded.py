@@ -54,7 +54,9 @@ def load_sharded(job: Job, model: Model, runtime: Runtime, team: Runtime) -> Any
         return whole
 
     def unfilled_pipeline() -> Any:
-        others = {name: unfilled_network(job.source, name, cls) for name, cls in cut.items()}
+        others = {
+            name: unfilled_network(job.source, name, cls, dtypes[name]) for name, cls in cut.items()
+        }
         pipe = load_pipeline(
             job.source,
             job.dtype,
@@ -64,12 +66,13 @@ def load_sharded(job: Job, model: Model, runtime: Runtime, team: Runtime) -> Any
             device=device,
             others=others,
         )
-        # Before they are cut: caches and the compiler know blocks by their classes.
+        # Before they are cut: caches and the compiler put hooks on blocks, FSDP's come around them.
         prepare(pipe, job.config.tuning, (), job.adapter.transformers(pipe), None)
         return pipe
 
-    pipe = runtime.together(unfilled_pipeline)
     whole = runtime.on_first(whole_networks)
+    dtypes = runtime.from_first({n: _dtypes(network) for n, network in (whole or {}).items()})
+    pipe = runtime.together(unfilled_pipeline)
     for name in cut:
         source = whole.pop(name) if whole is not None else None
         _cut(getattr(pipe, name), source, runtime, team, whole_rest=name in denoising)
@@ -92,8 +95,8 @@ def _cut(
     """
     group, device = runtime.group, runtime.device
     assert group is not None and team.group is not None
-    facts = runtime.from_first(None if source is None else _facts(source))
-    assert facts is not None
+    names = runtime.from_first(None if source is None else _names(source))
+    assert names is not None
     paths = {module: path for path, module in network.named_modules()}
     filled: dict[str, nn.Parameter] = {}
 
@@ -103,9 +106,9 @@ def _cut(
             for key, empty in module._parameters.items():
                 if empty is None or not empty.is_meta:
                     continue
-                name, dtype = facts[f"{paths[module]}.{key}".removeprefix(".")]
+                name = names[f"{paths[module]}.{key}".removeprefix(".")]
                 if name not in filled:
-                    weight = torch.empty(empty.shape, dtype=dtype, device=device)
+                    weight = torch.empty_like(empty, device=device)
                     if source is not None:
                         weight.copy_(source.get_parameter(name))
                     work = dist.broadcast(weight, group=group, group_src=0, async_op=True)
@@ -123,13 +126,17 @@ def _cut(
         network.get_submodule(path)._buffers[key] = buffer.to(device)
 
 
-def _facts(source: nn.Module) -> dict[str, tuple[str, torch.dtype]]:
-    """Dtype of each parameter, and its name: the first of those that it has where modules share it.
+def _dtypes(network: nn.Module) -> dict[str, torch.dtype]:
+    return {name: x.dtype for name, x in network.named_parameters(remove_duplicate=False)}
 
-    A network that was built of its config alone does not share yet.
+
+def _names(network: nn.Module) -> dict[str, str]:
+    """Of each parameter its name: where modules share it, the first of those that it has.
+
+    In a network that was built of its config alone they do not share it yet.
     """
     first: dict[nn.Parameter, str] = {}
     return {
-        name: (first.setdefault(parameter, name), parameter.dtype)
-        for name, parameter in source.named_parameters(remove_duplicate=False)
+        name: first.setdefault(parameter, name)
+        for name, parameter in network.named_parameters(remove_duplicate=False)
     }

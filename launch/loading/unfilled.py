@@ -1,7 +1,9 @@
 """Networks of their configs alone: parameters on the meta device, everything else as it will be."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from torch import nn
 
@@ -10,13 +12,16 @@ from lvsa.launch.loading.models import ModelSource
 from lvsa.launch.loading.skeleton import BROKEN_CONFIG
 
 
-def unfilled_network(source: ModelSource, name: str, cls: Any) -> nn.Module:
+def unfilled_network(
+    source: ModelSource, name: str, cls: Any, dtypes: Mapping[str, torch.dtype] | None = None
+) -> nn.Module:
     """A network of a pipeline without weights, as diffusers and transformers build it to load them.
 
     Args:
         source: from `find_model`.
         name: of the component.
         cls: its class.
+        dtypes: of its parameters, by their names; without them as its class has them.
 
     Raises:
         CheckpointError: where it cannot be built from its config.
@@ -33,4 +38,7 @@ def unfilled_network(source: ModelSource, name: str, cls: Any) -> nn.Module:
             f"--model {source.name}: {name} cannot be built as {cls.__name__} from {folder}: "
             f"{error}"
         ) from error
+    for path, parameter in network.named_parameters(remove_duplicate=False):
+        if dtypes is not None:
+            parameter.data = parameter.data.to(dtypes[path])
     return network.eval()

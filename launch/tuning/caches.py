@@ -60,6 +60,7 @@ class StepCache:
         pipelines: names of pipeline classes that it works for.
         needs: what those have that others lack.
         config: diffusers' configuration, of the pipeline, the transformer and the number.
+        skips_shared: whether it skips anything where ranks share the transformers' weights.
     """
 
     number: str
@@ -70,6 +71,7 @@ class StepCache:
     pipelines: tuple[str, ...]
     needs: str
     config: Callable[[Any, Any, Any], Any]
+    skips_shared: bool = True
 
 
 CACHES = {
@@ -106,6 +108,8 @@ CACHES = {
         pipelines=("WanPipeline",),
         needs="a pipeline that tells the noise level of its steps",
         config=lambda pipe, transformer, x: SeaCacheConfig(threshold=x),
+        # It goes around the blocks' hooks, FSDP's among them, and stands aside where there are any.
+        skips_shared=False,
     ),
 }
 

@@ -37,9 +37,9 @@ def check_tuning(tuning: TuningConfig, pipe: Any) -> None:
         LVSAError: for a cache that does not work for it, a VAE without tiling, or settings that do
             not go together.
     """
-    check_sharding(tuning)
     if tuning.cache is not None:
         check_cache(tuning.cache, type(pipe).__name__)
+    check_sharding(tuning, type(pipe).__name__)
     if tuning.vae_tiling and not hasattr(pipe.vae, "enable_tiling"):
         raise LVSAError(
             f"--vae-tiling: {type(pipe.vae).__name__} has no tiling; --offload model keeps the "

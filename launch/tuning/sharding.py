@@ -20,18 +20,32 @@ from torch.distributed.tensor import DTensor
 
 from lvsa.errors import LVSAError
 from lvsa.launch.config import TuningConfig
+from lvsa.launch.tuning.caches import CACHES, parse_cache
 
 
-def check_sharding(tuning: TuningConfig) -> None:
+def check_sharding(tuning: TuningConfig, pipeline: str) -> None:
     """Stops for what does not go together with shared weights.
 
+    Args:
+        pipeline: name of the pipeline's class.
+
     Raises:
-        LVSAError: with offloading, which would move what FSDP gathers.
+        LVSAError: with offloading, which would move what FSDP gathers, or a cache that would skip
+            nothing.
     """
-    if tuning.shard_weights and tuning.offload != "none":
+    if not tuning.shard_weights:
+        return
+    if tuning.offload != "none":
         raise LVSAError(
             f"--shard-weights keeps weights on the devices of all ranks, and --offload "
             f"{tuning.offload} in the host's memory; leave one of them out"
+        )
+    cache = None if tuning.cache is None else parse_cache(tuning.cache)[0]
+    if cache is not None and not CACHES[cache].skips_shared:
+        others = [n for n, c in CACHES.items() if c.skips_shared and pipeline in c.pipelines]
+        raise LVSAError(
+            f"--cache {tuning.cache} skips nothing where --shard-weights cuts blocks among ranks; "
+            f"leave one of them out, or take another cache: {', '.join(others)}"
         )
 
 

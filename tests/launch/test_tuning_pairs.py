@@ -1,19 +1,22 @@
-"""LoRA, offloading, compiling, caches, tiling and two experts: alone and in pairs, on 1 to 3 ranks.
+"""LoRA, offloading, shared weights, compiling, caches, tiling and two experts, alone and in pairs.
 
-Every pair makes the video of one process. Compiled blocks run on PyTorch's own kernels here: what
-is compared is how they go together with hooks, and code generation is PyTorch's business.
+On 1 to 3 ranks every pair makes the video of one process. Compiled blocks run on PyTorch's own
+kernels here: what is compared is how they go together with hooks, and code generation is PyTorch's
+business.
 """
 
 from itertools import combinations
 
 import pytest
 import torch
+from torch import distributed as dist
 
 import lvsa
 from lvsa.adapters import adapter_for
 from lvsa.launch.config import TuningConfig
 from lvsa.launch.loading.lora import check_loras
 from lvsa.launch.tuning import prepare as preparing
+from lvsa.launch.tuning.sharding import shard
 from tests.support.ranks import run_ranks
 from tests.support.tiny import wan_latents, wan_pipeline
 from tests.support.tiny_lora import saved_lora
@@ -25,6 +28,7 @@ OPTIONS = {
     "lora": {},
     "offload-model": {"offload": "model"},
     "offload-group": {"offload": "group"},
+    "shard-weights": {"shard_weights": True},
     "compile": {"compile": True},
     "first-block": {"cache": "first-block:0.7"},
     "taylorseer": {"cache": "taylorseer:2"},
@@ -37,6 +41,7 @@ PAIRS = [
     (a, b)
     for a, b in combinations(OPTIONS, 2)
     if not set(OPTIONS[a]) & set(OPTIONS[b])
+    and not ("shard-weights" in (a, b) and {"offload-model", "offload-group", "sea"} & {a, b})
 ]  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -54,6 +59,9 @@ def videos(rank, world, lora, cases):
             tuning = TuningConfig(**settings)
             preparing.check_tuning(tuning, pipe)
             preparing.prepare(pipe, tuning, loras, transformers, CPU)
+            if tuning.shard_weights and world > 1:
+                for network in transformers.values():
+                    shard(network, dist.group.WORLD, "cpu", whole=True)
             with lvsa.enable(pipe, settings=SETTINGS) as session:
                 latents = wan_latents(pipe, steps=STEPS)
             found[case] = latents, session.attention.received.calls
@@ -110,7 +118,7 @@ def test_compiled_blocks_in_one_process(lora, one_process):
 def test_each_option_does_what_it_says(one_process):
     """Offloading, compiling and tiling change no latents; a LoRA and caches do."""
     plain, calls = one_process[()]
-    for name in ("offload-model", "offload-group", "vae-tiling"):
+    for name in ("offload-model", "offload-group", "shard-weights", "vae-tiling"):
         assert torch.equal(one_process[name,][0], plain)
     for name in ("lora", "first-block", "taylorseer", "sea"):
         assert (one_process[name,][0] - plain).abs().max() > 1e-3, name
