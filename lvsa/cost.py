@@ -2,8 +2,8 @@
 
 Compute is the roofline's (`lvsa.roofline`) for attention, and counted operations over published
 rates for the rest of the model. What travels follows from the exchanges' tables and the ranks'
-nodes; keys and values travel while others are attended, all else is waited for. A step takes as
-long as its slowest rank.
+nodes; keys and values travel while others are attended, weights that ranks share while the layer
+before is computed; all else is waited for. A step takes as long as its slowest rank.
 
 Ranks are numbered as on a mesh: guidance outermost, then frames, then heads.
 """
@@ -18,14 +18,12 @@ import torch
 from lvsa.exchange import get_exchange
 from lvsa.exchange.base import own_pairs, token_bytes
 from lvsa.hardware import Hardware
-from lvsa.mesh import MeshSizes
+from lvsa.mesh import PREFERENCE, MeshSizes
 from lvsa.network import Floats, Network
 from lvsa.pattern import Bools, Ints
 from lvsa.roofline import LAUNCH_SECONDS, Prediction, predict
 from lvsa.shards import FrameGrid, Shards
 
-PREFERENCE = ("needed", "ring", "all_gather")
-"""Exchanges, those first that are taken where others take as long and send as much."""
 TIE = 0.01
 """Share of a step's time below which two are taken to be equally fast."""
 
@@ -51,6 +49,8 @@ class Work:
         once: work of a pass that every rank does: on text, on timesteps.
         launches: operations of a pass.
         sample: bytes that the last layer makes of one token.
+        shared: bytes of weights that ranks hold parts of, and gather layer by layer in each pass;
+            0 where every rank holds all.
     """
 
     heads: int
@@ -62,6 +62,7 @@ class Work:
     once: Load
     launches: int
     sample: float
+    shared: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class StepCost:
         frames: seconds that keys and values are waited for.
         heads: seconds in which tokens are exchanged for heads.
         outputs: seconds in which results of passes are gathered and exchanged.
+        weights: seconds that weights which ranks share are waited for.
         inside, between: bytes that a rank receives per layer and pass, within its node and from
             other nodes; of the rank that receives most.
     """
@@ -85,13 +87,15 @@ class StepCost:
     frames: float
     heads: float
     outputs: float
+    weights: float
     inside: float
     between: float
 
     @property
     def seconds(self) -> float:
         """Of the step."""
-        return self.attention + self.rest + self.frames + self.heads + self.outputs
+        waits = self.frames + self.heads + self.outputs + self.weights
+        return self.attention + self.rest + waits
 
 
 def step_cost(
@@ -167,15 +171,18 @@ def step_cost(
             among_heads.append(network.transfer(sender, receiver, np.full(len(sender), part)))
     transfers += among_heads
 
-    calls = work.passes // G * work.layers
+    passes = work.passes // G
+    calls = passes * work.layers
+    rest = _rest(work, L, hardware)
     return StepCost(
         mesh=mesh,
         exchange=exchange,
         attention=float(busy[slowest]) * calls,
-        rest=_rest(work, L, hardware) * (work.passes // G),
+        rest=rest * passes,
         frames=float(waited[slowest]) * calls,
         heads=sum(float(travel.seconds.max()) for travel in among_heads) * calls,
         outputs=_outputs(work, L, ranks, network),
+        weights=_weights(work, float(busy[slowest]) + rest / work.layers, ranks, network) * passes,
         inside=_most([travel.inside for travel in transfers]),
         between=_most([travel.between for travel in transfers]),
     )
@@ -250,6 +257,20 @@ def _outputs(work: Work, tokens: int, ranks: Ints, network: Network) -> float:
     return seconds
 
 
+def _weights(work: Work, of_layer: float, ranks: Ints, network: Network) -> float:
+    """Seconds of a pass in which a layer's weights are waited for, while parts of them are gathered
+    from all ranks of the video: the first layer's, and what the work of a layer does not cover of
+    the next one's. That keys and values need the links as well is left out."""
+    everyone = ranks.ravel()
+    N = len(everyone)
+    if N == 1 or not work.shared:
+        return 0.0
+    amount = np.full(N, work.shared / work.layers * (N - 1) / N)
+    gathered = network.transfer(everyone, np.roll(everyone, -1), amount, N - 1)
+    of_weights = float(gathered.seconds.max())
+    return of_weights + (work.layers - 1) * max(0.0, of_weights - of_layer)
+
+
 def _most(received: Sequence[Floats]) -> float:
     return float(np.sum(received, axis=0).max()) if received else 0.0
 
@@ -278,38 +299,3 @@ def best(found: Sequence[StepCost]) -> StepCost:
     limit = min(cost.seconds for cost in found) * (1 + TIE)
     fast = [cost for cost in found if cost.seconds <= limit]
     return min(fast, key=lambda c: (c.between, c.inside, PREFERENCE.index(c.exchange)))
-
-
-def possible(
-    world: int,
-    grid: FrameGrid,
-    heads: int,
-    exchanges: Sequence[str] = PREFERENCE,
-    *,
-    passes: int = 1,
-    guidance: bool | None = None,
-    ulysses: int | None = None,
-) -> list[tuple[MeshSizes, str]]:
-    """Meshes of so many ranks, each with each exchange, that a video can be made on.
-
-    Args:
-        world: ranks of the video.
-        grid: of its tokens, which must divide.
-        heads: of attention.
-        exchanges: names; on one rank of frames only the first, since nothing travels.
-        passes: of guidance.
-        guidance: whether its passes have ranks of their own; None for both ways.
-        ulysses: ranks that share heads; None for any.
-    """
-    found = []
-    for G in (1, 2):
-        if world % G or (G == 2 and passes != 2) or (guidance is not None and guidance != (G == 2)):
-            continue
-        for U in range(1, heads + 1):
-            if heads % U or world // G % U or grid.tokens % (world // G):
-                continue
-            if ulysses is not None and ulysses != U:
-                continue
-            mesh = MeshSizes(guidance=G, frames=world // G // U, heads=U)
-            found += [(mesh, name) for name in (exchanges if mesh.frames > 1 else exchanges[:1])]
-    return found

@@ -12,14 +12,18 @@ The sequence is cut among ``frames`` × ``heads`` ranks outside of the attention
 of one ``heads`` group hold the same tokens, those of all of them, for heads of their own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lvsa.errors import LVSAError
+from lvsa.shards import FrameGrid
 
 DIMENSIONS = ("replica", "guidance", "frames", "heads")
+PREFERENCE = ("needed", "ring", "all_gather")
+"""How frames travel (`lvsa.exchange`): those first that are taken where others take as long."""
 PASSES = 2
 """Ranks of a ``guidance`` dimension: with the prompt, and without."""
 
@@ -101,6 +105,41 @@ def mesh_sizes(
             f"{world} rank(s); nearest numbers of ranks that work: {' or '.join(map(str, nearest))}"
         )
     return MeshSizes(replicas, guidance, world // unit, ulysses)
+
+
+def possible(
+    world: int,
+    grid: FrameGrid,
+    heads: int,
+    exchanges: Sequence[str] = PREFERENCE,
+    *,
+    passes: int = 1,
+    guidance: bool | None = None,
+    ulysses: int | None = None,
+) -> list[tuple[MeshSizes, str]]:
+    """Meshes of so many ranks, each with each exchange, that a video can be made on.
+
+    Args:
+        world: ranks of the video.
+        grid: of its tokens, which must divide.
+        heads: of attention.
+        exchanges: names; on one rank of frames only the first, since nothing travels.
+        passes: of guidance.
+        guidance: whether its passes have ranks of their own; None for both ways.
+        ulysses: ranks that share heads; None for any.
+    """
+    found = []
+    for G in (1, 2):
+        if world % G or (G == 2 and passes != 2) or (guidance is not None and guidance != (G == 2)):
+            continue
+        for U in range(1, heads + 1):
+            if heads % U or world // G % U or grid.tokens % (world // G):
+                continue
+            if ulysses is not None and ulysses != U:
+                continue
+            mesh = MeshSizes(guidance=G, frames=world // G // U, heads=U)
+            found += [(mesh, name) for name in (exchanges if mesh.frames > 1 else exchanges[:1])]
+    return found
 
 
 @dataclass(frozen=True)

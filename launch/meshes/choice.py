@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import distributed as dist
 
-from lvsa.cost import StepCost, best, costs, possible
+from lvsa.cost import StepCost, best, costs
 from lvsa.errors import LVSAError
 from lvsa.hardware import HARDWARE, Hardware, find_hardware
 from lvsa.launch.config import ExchangeName, GenerateConfig, ProcessesConfig
@@ -23,6 +23,7 @@ from lvsa.launch.job import Job, Model, make_job
 from lvsa.launch.meshes.ranking import described
 from lvsa.launch.meshes.work import work_of_job
 from lvsa.launch.requests.lists import Request
+from lvsa.mesh import possible
 
 if TYPE_CHECKING:
     from lvsa.launch.processes.runtime import Runtime

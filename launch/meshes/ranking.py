@@ -1,9 +1,10 @@
 """The meshes that a video could be made on, the fastest first: lines of --dry-run."""
 
-from lvsa.cost import StepCost, costs, possible
+from lvsa.cost import StepCost, costs
 from lvsa.hardware import Hardware, find_hardware
 from lvsa.launch.job import Job
 from lvsa.launch.meshes.work import work_of_job
+from lvsa.mesh import possible
 
 SHOWN = 10
 
@@ -35,13 +36,15 @@ def ranking_lines(job: Job) -> list[str]:
         f"meshes     seconds a step, on paper, not measured; {job.mesh.video} × {hardware.name}, "
         f"{nodes} node(s) of {hardware.per_node}, {hardware.inside.name} inside"
         + (f", {hardware.between.name} between" if nodes > 1 else ""),
-        "           waits for frames, heads and outputs; received MB a layer and pass, worst rank",
+        "           waits for frames, heads, outputs and shared weights; received MB of frames and "
+        "heads a layer and pass, worst rank",
         f"             {'total':>9} {'attention':>9} {'rest':>9} {'frames':>9} {'heads':>9} "
-        f"{'outputs':>9} {'MB inside':>9} {'between':>9}",
+        f"{'outputs':>9} {'weights':>9} {'MB inside':>9} {'between':>9}",
     ]
     for cost in [*shown, *(cost for cost in here if cost not in shown)]:
         seconds = (
             cost.seconds, cost.attention, cost.rest, cost.frames, cost.heads, cost.outputs,
+            cost.weights,
         )  # fmt: skip
         columns = [f"{value:9.4g}" for value in (*seconds, cost.inside / 1e6, cost.between / 1e6)]
         mark = "  ← this job" if cost in here else ""

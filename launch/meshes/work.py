@@ -19,6 +19,7 @@ from lvsa.cost import Load, Work
 from lvsa.cp_plans import ModelPlan
 from lvsa.cp_plans.trial import meta_twin
 from lvsa.launch.job import Job
+from lvsa.launch.tuning.sharding import blocks_of
 from lvsa.mesh import PASSES
 from lvsa.shards import FrameGrid
 
@@ -30,7 +31,7 @@ SINGLE = torch.float32.itemsize
 
 def work_of_job(job: Job) -> Work:
     """What the (first) transformer of a job does in a step."""
-    return work_of(
+    work = work_of(
         job.transformer,
         job.adapter.model_plan(job.skeleton, job.transformer),
         job.grid,
@@ -38,6 +39,10 @@ def work_of_job(job: Job) -> Work:
         dtype=job.dtype,
         passes=PASSES if job.request.guidance > 1 else 1,
     )
+    if not job.config.tuning.shard_weights:
+        return work
+    shared = sum(x.numel() for block in blocks_of(job.transformer) for x in block.parameters())
+    return replace(work, shared=float(shared * job.dtype.itemsize))
 
 
 def work_of(

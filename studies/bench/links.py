@@ -23,7 +23,7 @@ import tyro
 from torch import distributed as dist
 
 from lvsa.adapters.install.enable import enable
-from lvsa.cost import StepCost, best, costs, possible
+from lvsa.cost import StepCost, best, costs
 from lvsa.launch.arguments import parse
 from lvsa.launch.job import Job, make_job
 from lvsa.launch.loading.models import ASSETS
@@ -32,7 +32,7 @@ from lvsa.launch.meshes.work import work_of_job
 from lvsa.launch.meter import StepTimer
 from lvsa.launch.processes.reporting import run_reporting
 from lvsa.launch.records.output import versions, write_record
-from lvsa.mesh import MeshSizes
+from lvsa.mesh import MeshSizes, possible
 from lvsa.studies.bench.nodes import limit, run_on, two_nodes
 from lvsa.studies.bench.parts import attention_rate, hardware_found, link_rate, peers, product_rate
 

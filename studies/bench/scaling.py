@@ -16,7 +16,7 @@ from functools import cache
 import torch
 import tyro
 
-from lvsa.cost import StepCost, Work, best, costs, possible
+from lvsa.cost import StepCost, Work, best, costs
 from lvsa.cp_plans import plan_for
 from lvsa.errors import LVSAError
 from lvsa.hardware import Hardware, find_hardware
@@ -24,7 +24,7 @@ from lvsa.keyframes import published
 from lvsa.launch.meshes.ranking import described
 from lvsa.launch.meshes.work import work_of
 from lvsa.launch.processes.reporting import run_reporting
-from lvsa.mesh import PASSES
+from lvsa.mesh import PASSES, possible
 from lvsa.pattern import Pattern, dense
 from lvsa.shards import FrameGrid, nearest_frames
 from lvsa.studies.bench.models import MODELS, model_named

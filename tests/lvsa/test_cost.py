@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from lvsa.cost import Load, Work, costs, possible, step_cost
+from lvsa.cost import Load, Work, costs, step_cost
 from lvsa.errors import DivisibilityError, LVSAError
 from lvsa.exchange import EXCHANGES, get_exchange
 from lvsa.exchange.base import token_bytes
 from lvsa.hardware import HARDWARE, find_hardware
 from lvsa.keyframes import published
 from lvsa.links import LINKS, Link
-from lvsa.mesh import MeshSizes
+from lvsa.mesh import MeshSizes, possible
 from lvsa.network import Network
 from lvsa.pattern import dense
 from lvsa.roofline import LAUNCH_SECONDS
@@ -107,6 +107,25 @@ def test_passes_at_once_take_half_and_are_brought_together():
     # The parts of a pass first: three of four hops of a ring over two nodes.
     four = step_cost(WORK, GRID, ALL, MeshSizes(frames=4), "needed", CHIP)
     assert four.outputs == pytest.approx(2 * 3 * 8 * 10 / (100 * 2))
+
+
+def test_shared_weights_come_while_the_layer_before_is_computed():
+    """Half of each layer's weights is another rank's; the first layer's are waited for."""
+    plain = replace(WORK, passes=1)
+    own = step_cost(plain, GRID, ALL, MeshSizes(heads=2), "needed", CHIP)
+    of_layer = (own.attention + own.rest) / 3
+    assert own.weights == 0
+    for seconds in (0.5 * of_layer, 3 * of_layer):
+        # CHIP's links within a node carry 1000 bytes/s.
+        shared = replace(plain, shared=3 * 2 * seconds * 1000)
+        cost = step_cost(shared, GRID, ALL, MeshSizes(heads=2), "needed", CHIP)
+        assert cost.weights == pytest.approx(seconds + 2 * max(0, seconds - of_layer))
+        assert cost.seconds == pytest.approx(own.seconds + cost.weights)
+        alone = step_cost(shared, GRID, ALL, MeshSizes(), "needed", CHIP)
+        assert alone.weights == 0
+    # By guidance alone ranks share as well.
+    two = step_cost(replace(shared, passes=2), GRID, ALL, MeshSizes(guidance=2), "needed", CHIP)
+    assert two.weights > 0
 
 
 def test_what_cannot_be_told_or_divided():

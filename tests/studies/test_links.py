@@ -8,12 +8,12 @@ import torch
 from torch import distributed as dist
 
 from lvsa.attention import LVSAttention
-from lvsa.cost import best, costs, possible, step_cost
+from lvsa.cost import best, costs, step_cost
 from lvsa.exchange import get_exchange
 from lvsa.exchange.base import token_bytes
 from lvsa.keyframes import published
 from lvsa.launch.meshes.work import work_of_job
-from lvsa.mesh import MeshSizes, VideoMesh
+from lvsa.mesh import MeshSizes, VideoMesh, possible
 from lvsa.shards import FrameGrid, Shards
 from lvsa.studies.bench.links import Cell, LinksConfig, planned, verdict
 from lvsa.studies.bench.nodes import arrived, limit, run_on, two_nodes
