@@ -30,9 +30,12 @@ def unfilled_network(
     try:
         with init_empty_weights(include_buffers=False):
             if hasattr(cls, "load_config"):
-                network: nn.Module = cls.from_config(cls.load_config(folder))
+                network: Any = cls.from_config(cls.load_config(folder))
             else:
                 network = cls(cls.config_class.from_pretrained(folder))
+        if hasattr(network, "tie_weights"):
+            # Modules that have a weight in common were built with one each.
+            network.tie_weights()
     except BROKEN_CONFIG as error:
         raise CheckpointError(
             f"--model {source.name}: {name} cannot be built as {cls.__name__} from {folder}: "
@@ -41,4 +44,5 @@ def unfilled_network(
     for path, parameter in network.named_parameters(remove_duplicate=False):
         if dtypes is not None:
             parameter.data = parameter.data.to(dtypes[path])
-    return network.eval()
+    unfilled: nn.Module = network.eval()
+    return unfilled

@@ -107,6 +107,11 @@ class Estimate:
         """Bytes of the weights that a rank loads."""
         return self._resident(first, encoders=True, transformers=True)
 
+    def read_for_all(self) -> int:
+        """Bytes of the weights that ranks share, all of which one rank reads."""
+        networks = self.rehearsals.networks.values()
+        return sum(network.bytes for network in networks if network.encodes or network.denoises)
+
     def weights(self, phase: str, first: bool = True) -> int:
         """Bytes of weights that stand on a rank's device in a phase, at most.
 
@@ -140,9 +145,12 @@ class Estimate:
         ]
 
     def _gathered(self, phase: str) -> int:
-        """Bytes of shared weights that come together to run: encoders run on all ranks then."""
+        """Bytes of shared weights that stand as a whole: to run, on all ranks, or to be cut."""
         if self.sharing == 1:
             return 0
+        if phase == "loading":
+            shared = [n for n in self.rehearsals.networks.values() if n.denoises or n.encodes]
+            return max((network.uncut for network in shared), default=0)
         running = [n for n in self._running(phase, first=True) if n.denoises or n.encodes]
         return max((network.gathered for network in running), default=0)
 

@@ -2,22 +2,33 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from lvsa.errors import LVSAError
 from lvsa.launch.config import OffloadName
 from lvsa.launch.job import Job
-from lvsa.launch.rehearsal.estimate import PHASES, Estimate
+from lvsa.launch.rehearsal.estimate import PHASES, Estimate, Need
+from lvsa.launch.tuning.sharding import check_sharding
 from lvsa.shards import Shards
 
 GB = 1e9
-# Multiples of the job's ranks, and offloading: one changed at a time, from what costs least.
-STEPS: tuple[tuple[int, OffloadName], ...] = (
-    (1, "none"),
-    (1, "model"),
-    (2, "none"),
-    (4, "none"),
-    (8, "none"),
-    (1, "group"),
+
+
+class Change(NamedTuple):
+    """What is tried of a job: a multiple of its ranks, and how its weights are kept."""
+
+    times: int = 1
+    offload: OffloadName = "none"
+    shard: bool = False
+
+
+# One changed at a time, from what costs least; ranks that are added may share weights as well.
+CHANGES = (
+    Change(),
+    Change(shard=True),
+    Change(offload="model"),
+    *(Change(times, shard=shard) for times in (2, 4, 8) for shard in (False, True)),
+    Change(offload="group"),
 )
 NAMED = 3
 """Settings that are named at most."""
@@ -38,13 +49,14 @@ def fitting_lines(estimate: Estimate, gigabytes: float) -> list[str]:
         if len(lines) > NAMED:
             break
     if len(lines) == 1:
-        lines.append("             nothing that was tried: tiles, offloading, more ranks")
+        tried = "tiles, shared weights, offloading, more ranks"
+        lines.append(f"             nothing that was tried: {tried}")
     return lines
 
 
 def fits(estimate: Estimate, gigabytes: float, phases: Sequence[str] = PHASES) -> bool:
     """Whether a GPU has room for the first rank in these phases, with the margin."""
-    return estimate.most(phases)[1].with_margin <= gigabytes * GB
+    return _room(estimate.most(phases)[1], gigabytes)
 
 
 def settings_that_fit(estimate: Estimate, gigabytes: float) -> Iterator[tuple[str, Estimate]]:
@@ -52,42 +64,60 @@ def settings_that_fit(estimate: Estimate, gigabytes: float) -> Iterator[tuple[st
 
     Tiles, whose seams may show, only where it does not fit without; of numbers of ranks the least.
     """
-    enough = False
-    for times, offload in STEPS:
+    fitting: set[Change] = set()
+    for change in CHANGES:
+        if change.times > 1 and any(_is_less(other, change) for other in fitting):
+            continue
         for tiled in (False, True):
-            if enough and times > 1:
-                continue
-            job = _changed(estimate.job, times, offload, tiled)
+            job = _changed(estimate.job, change, tiled)
             if job is None:
                 continue
-            # What it changes nothing about must fit already: a rehearsal takes seconds.
-            same = Estimate(replace(job, mesh=estimate.job.mesh), estimate.rehearsals)
-            lower = {"decoding": tiled, "denoising": times > 1}
-            if not fits(same, gigabytes, [p for p in PHASES if not lower.get(p)]):
-                continue
             other = Estimate(job, estimate.rehearsals)
+            # What it changes nothing about must fit already: a rehearsal takes seconds.
+            lower = {"decoding": tiled, "denoising": change.times > 1}
+            same = [phase for phase in PHASES if not lower.get(phase)]
+            if not all(
+                _room(Need(other.weights(p), estimate.activations(p)), gigabytes) for p in same
+            ):
+                continue
             if fits(other, gigabytes):
-                enough |= times > 1
+                fitting.add(change)
                 yield _flags(estimate.job, job), other
                 break
 
 
-def _changed(job: Job, times: int, offload: OffloadName, tiled: bool) -> Job | None:
+def _is_less(fitting: Change, change: Change) -> bool:
+    """Whether more ranks are not worth trying, since it fits with fewer."""
+    of_ranks = fitting.times > 1 or fitting.shard
+    return of_ranks and fitting.offload == "none" and fitting.shard <= change.shard
+
+
+def _room(need: Need, gigabytes: float) -> bool:
+    return need.with_margin <= gigabytes * GB
+
+
+def _changed(job: Job, change: Change, tiled: bool) -> Job | None:
     """The job with one more setting, or with tiles as well; None where that cannot be, or is."""
     tuning = job.config.tuning
     if tiled and (
         tuning.vae_tiling or job.adapter.tiled_vae or not hasattr(job.skeleton.vae, "enable_tiling")
     ):
         return None
-    wanted = replace(tuning, vae_tiling=tuning.vae_tiling or tiled)
-    if offload != "none":
-        if tuning.offload in (offload, "group"):
-            return None
-        wanted = replace(wanted, offload=offload)
-    elif times == 1 and not tiled:
+    if change == Change() and not tiled:
         return None
-    mesh = replace(job.mesh, frames=job.mesh.frames * times)
+    if change.offload != "none" and tuning.offload in (change.offload, "group"):
+        return None
+    mesh = replace(job.mesh, frames=job.mesh.frames * change.times)
+    if change.shard and (tuning.shard_weights or mesh.video == 1):
+        return None
+    wanted = replace(
+        tuning,
+        vae_tiling=tuning.vae_tiling or tiled,
+        offload=tuning.offload if change.offload == "none" else change.offload,
+        shard_weights=tuning.shard_weights or change.shard,
+    )
     try:
+        check_sharding(wanted, job.source.pipeline_class)
         Shards(job.grid, mesh.sequence)
     except LVSAError:
         return None
@@ -102,6 +132,8 @@ def _flags(job: Job, changed: Job) -> str:
         flags.append(f"{changed.mesh.world} ranks")
     if new.offload != old.offload:
         flags.append(f"--offload {new.offload}")
+    if new.shard_weights != old.shard_weights:
+        flags.append("--shard-weights")
     if new.vae_tiling != old.vae_tiling:
         flags.append("--vae-tiling")
     return " ".join(flags)

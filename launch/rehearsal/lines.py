@@ -51,6 +51,11 @@ def _sum(need: Need) -> str:
 def _host_lines(estimate: Estimate, several: bool) -> list[str]:
     """What a rank holds in its host's memory: weights that do not go straight to the device."""
     config = estimate.job.config
+    if estimate.sharing > 1:
+        read = estimate.read_for_all() / GB
+        return [
+            f"           in the host's memory of the first rank, which reads for all: {read:.2f}"
+        ]
     if config.tuning.offload == "none" and not config.model.lora:
         return []
     ranks = (True, False) if several else (True,)

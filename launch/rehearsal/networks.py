@@ -54,9 +54,22 @@ class Network:
         Of blocks three: one that is computed, and the next as it arrives and as it is put in place;
         of an encoder also what is in no block, for as long as it runs.
         """
-        blocks = [sum(x.nbytes for x in b.parameters()) for b in blocks_of(self.module)]
-        rest = 0 if self.denoises else sum(x.nbytes for x in outside_of_blocks(self.module))
-        return 3 * max(blocks, default=0) + rest
+        return 3 * self._largest_block + (0 if self.denoises else self._outside)
+
+    @property
+    def uncut(self) -> int:
+        """Bytes of weights that stand on a device at a time until ranks have cut them: a block, or
+        what is in none."""
+        return max(self._largest_block, self._outside)
+
+    @property
+    def _largest_block(self) -> int:
+        sizes = (sum(x.nbytes for x in block.parameters()) for block in blocks_of(self.module))
+        return max(sizes, default=0)
+
+    @property
+    def _outside(self) -> int:
+        return sum(x.nbytes for x in outside_of_blocks(self.module))
 
     @property
     def largest_group(self) -> int:
