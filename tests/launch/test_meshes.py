@@ -34,7 +34,7 @@ def arguments(model, out, *more):
     [
         (lambda: wan_pipeline(two_transformers=True), SIZE, BOTH),
         (wan_pipeline, SIZE, ["--ulysses", "2", "--exchange", "ring"]),
-        (tiny_hunyuan.hunyuan_pipeline, SIZE, ["--guidance-parallel"]),
+        (tiny_hunyuan.hunyuan_pipeline, SIZE, ["--guidance-parallel", "--shard-weights"]),
         (lambda: tiny_cogvideox.cogvideox_pipeline("2b"), COG, BOTH),
     ],
     ids=["wan-2.2", "wan", "hunyuan", "cogvideox"],

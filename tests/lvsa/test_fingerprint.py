@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from lvsa import fingerprint as module
 from lvsa.comm import check_weights
@@ -65,6 +66,17 @@ def test_of_weights_counts_parameters_and_buffers():
     norm.running_mean[1] = 1
     assert (fingerprint_of_weights(norm) != before).any()
     assert fingerprint_of_weights(nn.ReLU()).numel() == 0
+
+
+def in_parts(rank, world):
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 5)
+    whole = fingerprint_of_weights(layer)
+    return torch.equal(fingerprint_of_weights(fully_shard(layer)), whole)
+
+
+def test_weights_in_parts_have_the_fingerprint_of_the_whole():
+    assert run_ranks(3, in_parts) == [True] * 3
 
 
 def other_weights(rank, world, differs):
