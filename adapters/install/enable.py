@@ -12,10 +12,11 @@ from lvsa.adapters import adapter_for, get_adapter
 from lvsa.adapters.base import ModelAdapter
 from lvsa.adapters.install.grids import VideoGrids
 from lvsa.adapters.install.guidance import GuidanceParallel
-from lvsa.adapters.install.prepared import check_hooks, encoders_are_sharded, forget_compiled
+from lvsa.adapters.install.prepared import check_hooks, forget_compiled
 from lvsa.adapters.install.replication import Replication
 from lvsa.adapters.install.rope_patch import RIFLExOptions
 from lvsa.adapters.install.session import LVSASession
+from lvsa.adapters.install.sharded import check_gathering, encoders_are_sharded
 from lvsa.adapters.install.watch import Watch
 from lvsa.attention import LVSAttention
 from lvsa.backends import Backend
@@ -121,6 +122,8 @@ def enable(
         check_heads(config.num_attention_heads, group_size(ranks.heads))
     if ranks.guidance is not None:
         adapter.check_guidance_parallel(pipe)
+        if adapter.guidance_style == "calls":
+            check_gathering(transformers, ranks.guidance)
     check_weights(transformers, group)
     device = device_of(pipe)
     attention = LVSAttention(

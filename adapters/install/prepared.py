@@ -1,4 +1,4 @@
-"""Pipelines that were prepared before LVSA: compiled or cut by FSDP, with caches that skip blocks.
+"""Pipelines that were prepared before LVSA: compiled transformers, and caches that skip blocks.
 
 A cache that skips blocks by what it sees must come to one decision on all ranks: a rank that skips
 leaves the others waiting in an exchange, or computes another video. diffusers' caches decide on
@@ -17,7 +17,6 @@ from diffusers.hooks.mag_cache import MagCacheHeadHook
 from diffusers.hooks.sea_cache import SeaCacheLeaderBlockHook
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.fsdp import FSDPModule
 
 from lvsa.comm import gathered, group_size
 from lvsa.errors import LVSAError
@@ -44,19 +43,6 @@ def is_compiled(module: nn.Module) -> bool:
     """Whether ``module.compile()`` was called, or torch.compile put in the place of its forward."""
     return module._compiled_call_impl is not None or isinstance(
         module, torch._dynamo.eval_frame.OptimizedModule
-    )
-
-
-def is_sharded(network: Any) -> bool:
-    """Whether a network's weights are cut among ranks, by FSDP2: all of them must run it then."""
-    return isinstance(network, FSDPModule)
-
-
-def encoders_are_sharded(pipe: Any, transformers: dict[str, nn.Module]) -> bool:
-    """Whether a network of a pipeline that is none of its transformers is cut among ranks."""
-    return any(
-        is_sharded(part) and all(part is not transformer for transformer in transformers.values())
-        for part in pipe.components.values()
     )
 
 

@@ -2,7 +2,8 @@
 
 Ranks that draw for themselves may draw different noise (other generators, other kernels), and a
 text encoder may return other bits on another device. Here the pipeline's own methods run on the
-first rank of the group, and all ranks go on with what it got.
+first rank of the group, and all ranks go on with what it got. Where each holds a part of an encoder
+all run them, and go on with that just the same.
 """
 
 import functools

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lvsa.adapters.install.prepared import is_sharded
-from lvsa.launch.tuning.sharding import Forwards, drop
+from lvsa.adapters.install.sharded import is_sharded
+from lvsa.launch.tuning.sharding import drop
 
 
 class Residence:
@@ -29,11 +29,9 @@ class Residence:
     def __init__(self, pipe: Any, device: torch.device, offloaded: bool) -> None:
         self.pipe, self.device, self.offloaded = pipe, device, offloaded
         self._waiting: dict[str, nn.Module] = {}
-        self._forwards = Forwards(part for part in pipe.components.values() if is_sharded(part))
 
     def come_back(self) -> None:
-        """Brings the networks that wait in the host's memory back to the device, for a video."""
-        self._forwards.begin_anew()
+        """Brings the networks that wait in the host's memory back to the device."""
         while self._waiting:
             name, network = self._waiting.popitem()
             # Not setattr, here and below: pipelines write what they are given into their config.

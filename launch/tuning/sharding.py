@@ -9,9 +9,8 @@ ranks of their own, each rank enters its transformer twice a step and computes o
 only what lies within the blocks is gathered as often, and in the same order, by all.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
-import torch
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -109,37 +108,6 @@ def _call_by_its_name(cls: type) -> None:
     """
     own = cls.__bases__[1]
     cls.__name__, cls.__qualname__, cls.__module__ = own.__name__, own.__qualname__, own.__module__
-
-
-class Forwards:
-    """Forwards of networks that ranks share: one that an error ends leaves weights gathered.
-
-    Args:
-        networks: to follow, for as long as they live.
-    """
-
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
-        self._unfinished: set[nn.Module] = set()
-
-        @torch.compiler.disable
-        def begins(network: nn.Module, *_: object) -> None:
-            self._unfinished.add(network)
-
-        @torch.compiler.disable
-        def ends(network: nn.Module, *_: object) -> None:
-            self._unfinished.discard(network)
-
-        for network in networks:
-            network.register_forward_pre_hook(begins)
-            network.register_forward_hook(ends)
-
-    def begin_anew(self) -> None:
-        """Forgets those that did not end, so that the networks can run again."""
-        while self._unfinished:
-            # torch 2.13 brought this; before, FSDP begins anew by itself.
-            reset = getattr(self._unfinished.pop(), "reset_iter_state", None)
-            if reset is not None:
-                reset()
 
 
 def drop(network: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 import lvsa
-from lvsa.adapters.install.prepared import encoders_are_sharded, is_sharded
+from lvsa.adapters.install.sharded import encoders_are_sharded, is_sharded
 from lvsa.errors import LVSAError
 from lvsa.launch import generate
 from lvsa.launch.arguments import parse
@@ -26,7 +26,8 @@ from lvsa.launch.requests.lists import requests_of
 from lvsa.launch.requests.plan import job_of
 from lvsa.launch.tuning.prepare import prepare
 from lvsa.launch.tuning.residence import Residence
-from lvsa.launch.tuning.sharding import Forwards, shard
+from lvsa.launch.tuning.sharding import shard
+from lvsa.mesh import MeshSizes
 from tests.launch.test_families import FAMILIES, arguments_for, inputs  # noqa: F401
 from tests.support.errors import refuses
 from tests.support.ranks import run_ranks
@@ -177,6 +178,18 @@ def test_library_users_may_share_weights_themselves():
         assert torch.equal(whole, in_parts)
 
 
+def root_in_parts(rank, world):
+    pipe = wan_pipeline()
+    torch.distributed.fsdp.fully_shard(pipe.transformer)
+    mesh = MeshSizes(guidance=2).device_mesh("cpu")
+    with refuses(LVSAError, "transformer.scale_shift_table", "guidance"):
+        lvsa.enable(pipe, settings=SETTINGS, mesh=mesh)
+
+
+def test_passes_at_once_do_not_wait_for_weights_of_one_another():
+    run_ranks(2, root_in_parts)
+
+
 # What goes wrong
 
 
@@ -185,7 +198,6 @@ def in_the_middle(rank, world):
     pipe = wan_pipeline()
     expected = wan_latents(pipe, steps=2)
     shard(pipe.transformer, dist.group.WORLD, "cpu", whole=True)
-    forwards = Forwards([pipe.transformer])
 
     def fails(*_):
         raise LVSAError("here")
@@ -194,7 +206,6 @@ def in_the_middle(rank, world):
     with refuses(LVSAError, "here"):
         wan_latents(pipe, steps=2)
     handle.remove()
-    forwards.begin_anew()
     again = wan_latents(pipe, steps=2)
     cut = [isinstance(x, DTensor) for x in pipe.transformer.blocks.parameters()]
     return torch.equal(again, expected), all(cut)
