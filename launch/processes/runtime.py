@@ -1,10 +1,8 @@
 """The processes of a job at work: the process group, and what they tell one another."""
 
-import ipaddress
 import json
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +20,7 @@ from lvsa.errors import LVSAError
 from lvsa.launch.config import ProcessesConfig
 from lvsa.launch.processes.devices import collective_backends, pick_device
 from lvsa.launch.processes.environment import Place
+from lvsa.launch.processes.meeting import join_guards, own_part
 from lvsa.launch.processes.progress import Progress
 from lvsa.launch.processes.reporting import SharedError, speak_for_replica
 from lvsa.launch.processes.verdict import ALONE_LIMIT
@@ -235,7 +234,8 @@ def start(config: ProcessesConfig, place: Place, watch: Watch) -> Iterator[Runti
         ) from error
     store.set_timeout(limit)
     watch.limit(config.timeout)
-    _meet(watch, store, place)
+    store = own_part(store, place, limit)
+    join_guards(watch, store, place)
     dist.init_process_group(
         collective_backends(device.type),
         store=dist.PrefixStore("lvsa-group", store),
@@ -252,25 +252,3 @@ def start(config: ProcessesConfig, place: Place, watch: Watch) -> Iterator[Runti
     if not watch.lost:
         # Together, which those of a lost replica cannot.
         dist.destroy_process_group()
-
-
-def _meet(watch: Watch, store: dist.Store, place: Place) -> None:
-    """The guards of all ranks call that of the first."""
-    if place.first:
-        store.set("lvsa/guard", json.dumps([_own_address(place), *watch.listen()]))
-    else:
-        watch.join(*json.loads(store.get("lvsa/guard")))
-
-
-def _own_address(place: Place) -> str:
-    """Where other ranks reach this host.
-
-    torchrun's store may be on another node. Where it is here, its address has served all already.
-    """
-    family, *_, there = socket.getaddrinfo(place.address, place.port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        # Nothing is sent: this asks for the way there.
-        probe.connect(there)
-        here = str(probe.getsockname()[0])
-    local = here == there[0] or ipaddress.ip_address(str(there[0])).is_loopback
-    return str(place.address) if local else here

@@ -1,14 +1,18 @@
 """Devices and process groups, whatever kind of accelerator there is."""
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import torch
+from torch import distributed as dist
 
-from lvsa.errors import LVSAError
+from lvsa.errors import CommunicationError, LVSAError
 from lvsa.launch.config import ProcessesConfig
 from lvsa.launch.processes.devices import collective_backends, pick_device
 from lvsa.launch.processes.environment import Place
+from lvsa.launch.processes.meeting import own_part
 from lvsa.launch.processes.runtime import start
 from tests.support.errors import refuses
 
@@ -72,3 +76,30 @@ def test_ranks_that_cannot_meet_name_the_place():
 def join(place):
     with start(ProcessesConfig(timeout=1), place, watch=None):
         pytest.fail("joined nobody")
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_a_store_that_was_used_before_has_a_part_that_nobody_used(world):
+    """Processes that are started again meet those of their own attempt, in whatever order."""
+    store = dist.HashStore()
+    limit = timedelta(seconds=20)
+    for attempt in range(3):
+        with ThreadPoolExecutor(world) as pool:
+            # The first comes last, when all others have asked.
+            places = [Place(rank, world, rank, "", 0) for rank in range(world)]
+            order = places if attempt == 1 else places[::-1]
+            parts = [*pool.map(lambda place: own_part(store, place, limit), order)]
+        for i, part in enumerate(parts):
+            assert not part.check(["lvsa/guard"])
+            part.set(f"lvsa/{i}", str(attempt))
+        for part in parts:
+            assert [part.get(f"lvsa/{i}") for i in range(world)] == [b"%d" % attempt] * world
+            part.set("lvsa/guard", "left behind")
+
+
+def test_ranks_that_do_not_come_are_named():
+    limit = timedelta(seconds=0.2)
+    with refuses(CommunicationError, "rank 1 of 3", "rank 0", 0.2):
+        own_part(dist.HashStore(), Place(1, 3, 1, "", 0), limit)
+    with refuses(CommunicationError, "rank 0 of 3", 1, 2, 0.2):
+        own_part(dist.HashStore(), Place(0, 3, 0, "", 0), limit)
