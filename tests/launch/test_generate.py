@@ -216,6 +216,39 @@ def test_a_failed_rank_ends_the_job_and_is_named(model, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+KILLED = """
+import os, signal, time
+from lvsa.launch import generate
+from lvsa.launch.meter import StepTimer
+
+rank, again = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
+if again and rank == "0":
+    time.sleep(3)  # The other one finds what was left in the store.
+step = StepTimer.__call__
+
+def dies(timer, number):
+    if number == 3 and rank == "1" and not again:
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(timer, number)
+
+StepTimer.__call__ = dies
+generate.main()
+"""
+
+
+@pytest.mark.parametrize("more", [["--shard-weights"], ["--replicas", "2", "--seeds", "0", "1"]])
+def test_torchrun_may_start_ranks_again(more, model, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    given = flags(model, tmp_path / "out", *more, "--checkpoint-seconds", "0", "--steps", "4")
+    done = torchrun(2, given, script=str(script), restarts=1)
+    assert done.returncode == 0, done.stderr
+    made = sorted((tmp_path / "out").glob("*.mp4"))
+    assert len(made) == (2 if "--seeds" in more else 1)
+    records = [json.loads(video.with_suffix(".json").read_text()) for video in made]
+    assert any(record["first_step"] > 0 for record in records), "it went on"
+
+
 def test_text_is_encoded_and_noise_drawn_on_one_rank(model, tmp_path):
     counts = run_ranks(3, counting, flags(model, tmp_path, *SPARSE))
     assert counts == [(1, 1), (0, 0), (0, 0)]

@@ -64,12 +64,12 @@ def alone(arguments: list[str]) -> list[str]:
     return [video.stem.name for video in made]
 
 
-def torchrun(world: int, arguments: list[str], script: str | None = None) -> Any:
+def torchrun(world: int, arguments: list[str], script: str | None = None, restarts: int = 0) -> Any:
     """``torchrun`` with the launcher (or another script) in a process of its own."""
     return subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={world}",
-            "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0",
+            "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"--max-restarts={restarts}",
             script or str(ROOT / "launch" / "generate.py"), *arguments,
         ],
         capture_output=True, text=True, check=False, cwd=ROOT,
