@@ -4,8 +4,11 @@ import copy
 
 import pytest
 import torch
+from torch import distributed as dist
 
 import lvsa
+from lvsa.launch.tuning.prepare import compile_blocks
+from lvsa.launch.tuning.sharding import drop, shard
 from tests.support import tiny_cogvideox, tiny_hunyuan, tiny_wan_family
 from tests.support.oracle import relative_error
 from tests.support.tiny import wan_latents, wan_pipeline
@@ -66,3 +69,36 @@ def test_a_generation_equals_the_one_on_the_cpu(family, backend):
     assert torch.isfinite(got).all()
     # Steps multiply what float32 rounds differently.
     assert relative_error(got.cpu(), expected) < 1e-2
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    """A process group of this process alone, with NCCL."""
+    device = torch.device(DEVICE, torch.cuda.current_device())
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1, device_id=device
+    )
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weights_that_fsdp_gathers_make_the_same_video_and_leave(one_rank, compiled):
+    """One rank gathers from itself: hooks, streams, memory and compiled blocks as with several."""
+    torch.manual_seed(0)
+    pipe = wan_pipeline().to(DEVICE)
+    size = {"num_frames": 45, "height": 32, "width": 48}
+    with lvsa.enable(pipe, **size, settings=SETTINGS):
+        expected = wan_latents(pipe, **size)
+    if compiled:
+        compile_blocks({"transformer": pipe.transformer})
+    shard(pipe.transformer, one_rank, DEVICE, whole=True)
+    shard(pipe.text_encoder, one_rank, DEVICE, whole=False)
+    with lvsa.enable(pipe, **size, settings=SETTINGS):
+        got = wan_latents(pipe, **size)
+    assert relative_error(got, expected) < 1e-3
+    before = torch.cuda.memory_allocated()
+    weights = sum(x.nbytes for x in pipe.transformer.parameters())
+    drop(pipe.transformer)
+    assert before - torch.cuda.memory_allocated() >= 0.9 * weights > 0
