@@ -6,6 +6,7 @@ short videos on the meta device tell the two apart exactly.
 
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +65,12 @@ def work_of(
         dtype: of its tensors.
         passes: of guidance.
     """
-    twin = meta_twin(transformer)
-    counts = [count(twin, plan, replace(grid, frames=frames)) for frames in FRAMES]
+    known = _COUNTED.setdefault(transformer, {})
+    size_of_frame = grid.rows, grid.columns
+    if size_of_frame not in known:
+        twin = meta_twin(transformer)
+        known[size_of_frame] = [count(twin, plan, replace(grid, frames=n)) for n in FRAMES]
+    counts = known[size_of_frame]
     P, size = grid.tokens_per_frame, dtype.itemsize / SINGLE
     flops = Growth.of([c.flops for c in counts], P)
     moved = Growth.of([c.bytes * size for c in counts], P)
@@ -115,6 +120,10 @@ class Count:
     bytes: float = 0.0
     launches: int = 0
     sample: float = 0.0
+
+
+# By transformer and size of a frame: a choice of meshes and its ranking ask for the same.
+_COUNTED: WeakKeyDictionary[nn.Module, dict[tuple[int, int], list[Count]]] = WeakKeyDictionary()
 
 
 def count(twin: nn.Module, plan: ModelPlan, grid: FrameGrid) -> Count:
