@@ -5,9 +5,10 @@ Nothing here, or imported from here, needs torch: help and mistakes are answered
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -51,9 +52,7 @@ def parse(argv: Sequence[str] | None = None, quiet: bool = False) -> GenerateCon
         SystemExit: with 0, when help or the configuration was printed.
     """
     given = [_by_our_name(a) for a in (sys.argv[1:] if argv is None else argv)]
-    interval, automatic = flag("key_frame_interval"), flag(AUTO_KEYFRAMES)
-    if automatic in given and any(a.partition("=")[0] == interval for a in given):
-        raise LVSAError(f"{automatic} and {interval} exclude one another")
+    given = list(_with_values(given))
     defaults = _defaults(given)
     complaint, unseen = io.StringIO(), io.StringIO()
     try:
@@ -61,8 +60,7 @@ def parse(argv: Sequence[str] | None = None, quiet: bool = False) -> GenerateCon
             line = tyro.cli(
                 CommandLine,
                 prog="generate.py",
-                # Earlier versions' flag for no interval, which overrides that of a file.
-                args=[w for a in given for w in ([interval, "None"] if a == automatic else [a])],
+                args=given,
                 default=CommandLine(job=defaults),
                 config=(tyro.conf.OmitArgPrefixes,),
             )
@@ -106,6 +104,24 @@ def _by_our_name(argument: str) -> str:
         return argument
     name, equals, value = argument[2:].partition("=")
     return f"{flag(field_name(name))}{equals}{value}"
+
+
+def _with_values(arguments: Sequence[str]) -> Iterator[str]:
+    """Arguments with the values that flags without one stand for."""
+    interval, automatic = flag("key_frame_interval"), flag(AUTO_KEYFRAMES)
+    if automatic in arguments and any(a.partition("=")[0] == interval for a in arguments):
+        raise LVSAError(f"{automatic} and {interval} exclude one another")
+    sharing, alone = flag("vae_parallel"), flag("no_vae_parallel")
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
+        if argument == automatic:
+            # Earlier versions' flag for no interval, which overrides that of a file.
+            yield from (interval, "None")
+        elif argument == alone:
+            yield from (sharing, "off")
+        else:
+            yield argument
+            if argument == sharing and following.startswith("--"):
+                yield "on"
 
 
 def _settings_file(arguments: Sequence[str]) -> tuple[str, Path] | None:

@@ -19,6 +19,7 @@ from lvsa.settings import LVSASettings
 ExchangeName = Literal["needed", "ring", "all_gather"]
 OffloadName = Literal["none", "model", "group"]
 ParallelName = Literal["auto", "manual"]
+SharingName = Literal["auto", "on", "off"]
 DeviceName = Literal["auto", "cpu", "cuda", "npu", "xpu", "mps"]
 OutputName = Literal["video", "latents"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -226,8 +227,10 @@ class ProcessesConfig:
     video exchange frames."""
     guidance_parallel: bool = False
     """Make the two passes of guidance at once, each on half of the ranks."""
-    vae_parallel: bool = False
-    """Decode tiles (see --vae-tiling) on all ranks of a video in turn, to the same bits."""
+    vae_parallel: SharingName = "auto"
+    """Decode on all ranks of a video: tiles in turn, or whole frames by bands of rows (Wan,
+    SkyReels; needs DistVAE). auto: for one video, where that can be done; in a list only with
+    --offload. The flag without a value is on."""
     timeout: Annotated[float, Range(0.001, 30 * 24 * 3600)] = 1800.0
     """How long a rank may be silent, or keep the others waiting in a step, seconds."""
     log_dir: Path | None = None

@@ -84,6 +84,9 @@ def converted(name: str, value: Any, hint: Any) -> Any:
     hint = _without_none(hint)
     options = get_args(hint)
     if get_origin(hint) is Literal:
+        if isinstance(value, bool) and {"on", "off"} <= {*options}:
+            # As in files of earlier versions, where it was a switch, and in those of YAML 1.1.
+            return "on" if value else "off"
         if isinstance(value, str) and value in options:
             return value
         wanted = f"one of {', '.join(options)}"

@@ -7,15 +7,15 @@ Frames are written as they are decoded: no video is held as a whole, where its V
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from lvsa.adapters.install.replication import share
 from lvsa.errors import LVSAError
@@ -23,18 +23,18 @@ from lvsa.launch.checkpoint import file
 from lvsa.launch.checkpoint.folder import CheckpointFolder
 from lvsa.launch.checkpoint.values import pack, unpack
 from lvsa.launch.config import GenerateConfig
-from lvsa.launch.job import Model, open_model
+from lvsa.launch.job import Job, Model, open_model
 from lvsa.launch.loading.weights import load_network
 from lvsa.launch.media.encoder import check_encoder, written_video
 from lvsa.launch.media.frames import decode, grows_with_video
-from lvsa.launch.media.tiles import sharing_tiles
+from lvsa.launch.media.sharing import Helpers, helpers_in, sharing
 from lvsa.launch.meter import Meter
 from lvsa.launch.processes.progress import DONE, Progress
 from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.progress import progress
 from lvsa.launch.records.claim import claimed
 from lvsa.launch.records.output import LATENTS, OutputError, output_stem, with_suffix, write_record
-from lvsa.launch.records.record import finished, measured, meter_of
+from lvsa.launch.records.record import decoding_facts, finished, measured, meter_of
 from lvsa.launch.requests.plan import Video
 from lvsa.launch.requests.repeat import tell_repeated
 
@@ -76,9 +76,7 @@ class Files:
     checkpoint: CheckpointFolder | None = None
     repeats: Mapping[str, Any] | None = None
 
-    def finish(
-        self, pipe: Any, denoised: Denoised, helpers: dist.ProcessGroup | None = None
-    ) -> None:
+    def finish(self, pipe: Any, denoised: Denoised, helpers: Helpers | None = None) -> None:
         """Makes them of what was denoised.
 
         Args:
@@ -108,20 +106,18 @@ class Files:
         if checkpoint is not None:
             tidy_up(checkpoint, self.stem, self.config)
 
-    def decode(self, model: Model, denoised: Denoised) -> None:
+    def decode(self, model: Model, denoised: Denoised, helpers: Helpers | None = None) -> None:
         """Makes them of latents that were kept, as `finish`; of the model its VAE is loaded."""
         pipe = decoder(model, self.config, denoised.latents)
         self.meter.lap("loading")
-        self.finish(pipe, with_settings(denoised, self.config, self.stem))
+        self.finish(pipe, with_settings(denoised, self.config, self.stem), helpers)
 
-    def write(
-        self, pipe: Any, denoised: Denoised, helpers: dist.ProcessGroup | None = None
-    ) -> None:
+    def write(self, pipe: Any, denoised: Denoised, helpers: Helpers | None = None) -> None:
         """Writes a video, as it is decoded, and its record."""
 
         def record_of(video: Path) -> dict[str, Any]:
             self.meter.lap("writing")
-            whole = finished(denoised.record, self.meter, video)
+            whole = finished(denoised.record, self.meter, video, decoding_facts(helpers))
             if self.repeats is not None:
                 tell_repeated(self.repeats, whole)
             return whole
@@ -129,7 +125,7 @@ class Files:
         request = denoised.record["request"]
         path = with_suffix(self.stem, ".mp4")
         # Before anything that may fail here, while the others wait for it.
-        share(denoised.latents, helpers)
+        share(denoised.latents, None if helpers is None else helpers.group)
         with written_video(path, request["fps"], record_of, request["num_frames"]) as video:
             if denoised.latents is None:
                 for frame in denoised.frames[0]:
@@ -139,20 +135,26 @@ class Files:
                 # Frames that come one by one have a bar of their own.
                 silent = grows_with_video(pipe.vae, getattr(pipe.vae, "use_tiling", False))
                 aloud = progress("decoding", aloud=silent is not None)
-                with aloud, sharing_tiles(pipe.vae, helpers):
+                with aloud, sharing(pipe.vae, helpers):
                     decode(pipe, denoised.latents, video.write)
                 self.meter.lap("decoding")
             self.progress.enter("writing")
         logger.info("wrote %s.mp4 and its record %s.json", self.stem, self.stem.name)
 
 
-def help_decoding(pipe: Any, runtime: Runtime) -> None:
-    """Decodes this rank's tiles of a video for the first rank, which writes it."""
-    latents = share(None, runtime.group, runtime.device)
+def help_decoding(pipe_for: Callable[[Tensor], Any], helpers: Helpers, runtime: Runtime) -> None:
+    """Decodes this rank's part of a video for the first rank, which writes it.
+
+    Args:
+        pipe_for: what decodes these latents, as the first rank has it.
+        helpers: the ranks that decode.
+    """
+    latents = share(None, helpers.group, runtime.device)
     if latents is None:
         return
+    pipe = pipe_for(latents)
     runtime.progress.enter("decoding")
-    with sharing_tiles(pipe.vae, runtime.group):
+    with sharing(pipe.vae, helpers):
         decode(pipe, latents, lambda frame: None)
     runtime.progress.enter(DONE)
 
@@ -182,15 +184,26 @@ def tidy_up(checkpoint: CheckpointFolder, stem: Path, config: GenerateConfig) ->
     checkpoint.remove()
 
 
-def decode_kept(model: Model, video: Video, runtime: Runtime) -> None:
-    """Finishes a video whose denoising was done by a job that was interrupted after it."""
+def decode_kept(model: Model, job: Job, video: Video, runtime: Runtime) -> None:
+    """Finishes a video whose denoising was done by a job that was interrupted after it.
+
+    Args:
+        job: the video's.
+        runtime: this process among those that decode it, or watch the first one do so.
+    """
+    helpers = helpers_in(job, runtime.group)
+    if not runtime.first:
+        if helpers is not None:
+            runtime.progress.enter("loading")
+            help_decoding(partial(decoder, model, video.config), helpers, runtime)
+        return
     runtime.progress.enter("loading")
     denoised = read_latents(video.checkpoint.latents, runtime.device)
     meter = meter_of(denoised.record, runtime.device)
     files = Files(
         video.stem, video.config, meter, runtime.progress, video.checkpoint, video.repeats
     )
-    files.decode(model, denoised)
+    files.decode(model, denoised, helpers)
 
 
 def decode_file(path: Path, config: GenerateConfig, runtime: Runtime) -> None:
@@ -227,6 +240,7 @@ def with_settings(denoised: Denoised, config: GenerateConfig, stem: Path) -> Den
         "output_name": stem.name,
         "fps": fps,
         "vae_tiling": config.tuning.vae_tiling,
+        "vae_parallel": config.processes.vae_parallel,
     }
     request = record["request"] if fps is None else {**record["request"], "fps": fps}
     record = {**record, "config": {**record["config"], **now}, "request": request}

@@ -151,8 +151,8 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
             team.on_first(partial(look, video.checkpoint, video.config.checkpoint.fresh))
             if loaded is not None and not video.denoised:
                 make_video(loaded, of_video, video, team)
-            elif team.first:
-                decode_kept(model, video, team)
+            else:
+                decode_kept(model, of_video, video, team)
 
     if not is_list(requests):
         make(to_make[0])
@@ -228,7 +228,7 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
     from lvsa.launch.finish import Denoised, Files, help_decoding
     from lvsa.launch.inputs import call_arguments
     from lvsa.launch.loading.weights import ENCODERS
-    from lvsa.launch.media.tiles import shares_tiles
+    from lvsa.launch.media.sharing import helpers_in
     from lvsa.launch.meter import Meter, StepTimer
     from lvsa.launch.profiling import StepProfile
     from lvsa.launch.progress import progress, showing_phases
@@ -279,8 +279,8 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         )
         with runtime.progress.generation(session, pipe, job.request.steps):
             frames = pipe(**arguments).frames
-    together = shares_tiles(job)
-    if last or runtime.first or together:
+    helpers = helpers_in(job, runtime.group)
+    if last or runtime.first or helpers is not None:
         residence.leave(transformers, for_good=last)
     meter.lap("denoising")
     facts = video.stem.name
@@ -289,8 +289,8 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         mine["profile"] = traced.write(video.stem, runtime.number)
     runtime.share(facts, mine)
     if loaded.origins is None:
-        if together:
-            help_decoding(pipe, runtime)
+        if helpers is not None:
+            help_decoding(lambda latents: pipe, helpers, runtime)
         return frames
     with progress("reading the weights for the record", runtime.shown):
         origins = loaded.origins.result()
@@ -304,8 +304,7 @@ def make_video(loaded: Loaded, job: "Job", video: "Video", runtime: "Runtime") -
         parallel=loaded.parallel,
     )
     files = Files(video.stem, config, meter, runtime.progress, video.checkpoint, video.repeats)
-    helped = runtime.group if together else None
-    files.finish(pipe, Denoised(record, latents.value, frames), helped)
+    files.finish(pipe, Denoised(record, latents.value, frames), helpers)
     return frames
 
 

@@ -22,6 +22,7 @@ from lvsa.launch.kernel import kernel_for
 from lvsa.launch.loading.lora import FoundLoRA, check_loras
 from lvsa.launch.loading.models import ModelSource, find_model
 from lvsa.launch.loading.skeleton import BROKEN_CONFIG, defaults_for, skeleton_pipeline
+from lvsa.launch.media.sharing import check_sharing
 from lvsa.launch.profiling import check_profile
 from lvsa.launch.sampling import with_lora
 from lvsa.launch.tuning.prepare import check_tuning
@@ -220,6 +221,7 @@ def make_job(
         kernel=kernel,
         mesh=mesh,
     )
+    check_sharing(job)
     if config.attention.riflex:
         check_riflex(adapter.transformers(skeleton), job.horizon, riflex_options(config))
     if config.processes.hardware is not None:

@@ -12,7 +12,8 @@ from lvsa.exchange import EXCHANGES
 from lvsa.exchange.base import token_bytes
 from lvsa.launch.job import Job
 from lvsa.launch.media.frames import grows_with_video
-from lvsa.launch.media.tiles import decodes_in_tiles, shares_tiles
+from lvsa.launch.media.sharing import sharing_line
+from lvsa.launch.media.tiles import decodes_in_tiles
 from lvsa.launch.meshes.drawing import mesh_lines
 from lvsa.launch.meshes.ranking import ranking_lines
 from lvsa.launch.notes import advice, without_effect
@@ -165,11 +166,12 @@ def report(job: Job) -> str:
 
 
 def _decoding_line(job: Job) -> str:
-    growth = grows_with_video(job.skeleton.vae, decodes_in_tiles(job))
+    growth, who = grows_with_video(job.skeleton.vae, decodes_in_tiles(job)), sharing_line(job)
     if growth is None:
-        return "frames are written as they are decoded; memory does not grow with the video"
-    shared = f"; {job.mesh.video} ranks decode tiles in turn" if shares_tiles(job) else ""
-    return f"memory grows with the video: {growth}{shared}"
+        how = "frames are written as they are decoded; memory does not grow with the video"
+    else:
+        how = f"memory grows with the video: {growth}"
+    return how if who is None else f"{how}; {who}"
 
 
 def _pattern_line(job: Job) -> str:

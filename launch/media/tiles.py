@@ -33,24 +33,6 @@ def decodes_in_tiles(job: "Job") -> bool:
     return job.adapter.tiled_vae or job.config.tuning.vae_tiling
 
 
-def shares_tiles(job: "Job") -> bool:
-    """Whether the ranks of a job decode together."""
-    asked = job.config.processes.vae_parallel and job.config.output.output != "latents"
-    return asked and job.mesh.video > 1 and decodes_in_tiles(job)
-
-
-def tiles_without_effect(job: "Job") -> list[tuple[bool, str]]:
-    """Why --vae-parallel changes nothing: whether that is so, and the reason."""
-    asked = job.config.processes.vae_parallel
-    return [
-        (asked and job.mesh.video == 1, "--vae-parallel: one process decodes all tiles"),
-        (
-            asked and job.mesh.video > 1 and not decodes_in_tiles(job),
-            "--vae-parallel: needs --vae-tiling, as this model decodes whole frames without it",
-        ),
-    ]
-
-
 @contextmanager
 def sharing_tiles(vae: Any, group: dist.ProcessGroup | None) -> Iterator[None]:
     """A VAE whose tiles are decoded by the ranks of a group in turn, while the context lasts.

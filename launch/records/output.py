@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from lvsa.errors import LVSAError
 from lvsa.launch.records.temporary import held, part_of, remove_abandoned_parts
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "imageio-ffmpeg")
+OPTIONAL = "distvae"
+"""A package that decodes where it is installed."""
 # What a job writes, side by side under one name.
 LATENTS = ".latents.safetensors"
 SUFFIXES = (".mp4", ".json", ".mask.png", LATENTS)
@@ -133,6 +135,8 @@ def versions() -> dict[str, str]:
     """Versions of everything that a result may depend on."""
     found = {"python": platform.python_version(), "lvsa": lvsa.__version__}
     found.update({name: version(name) for name in PACKAGES})
+    with suppress(PackageNotFoundError):
+        found[OPTIONAL] = version(OPTIONAL)
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return found

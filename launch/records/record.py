@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from lvsa.adapters.install.enable import LVSASession
+from lvsa.comm import group_size
 from lvsa.launch.inputs import Request
 from lvsa.launch.job import Job
+from lvsa.launch.media.sharing import Helpers
 from lvsa.launch.meter import Meter, StepTimer, largest_peak, merged
 from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.records.output import versions
@@ -136,16 +138,26 @@ def meter_of(record: dict[str, Any], device: torch.device) -> Meter:
     return Meter(device, record["seconds"], record.get("peak_memory_by_part"))
 
 
-def finished(record: dict[str, Any], meter: Meter, video: Path) -> dict[str, Any]:
+def decoding_facts(helpers: Helpers | None) -> dict[str, Any]:
+    """How many ranks decoded a video, and what they shared of it: tiles, rows, or nothing."""
+    if helpers is None:
+        return {"ranks": 1, "shared": None}
+    return {"ranks": group_size(helpers.group), "shared": helpers.shared}
+
+
+def finished(
+    record: dict[str, Any], meter: Meter, video: Path, decoding: dict[str, Any]
+) -> dict[str, Any]:
     """The record of a video that was made of latents.
 
     Args:
         record: that of the latents.
         meter: of the first rank.
         video: the file that was written.
+        decoding: who decoded it.
     """
     file = {"sha256": digest(video), "bytes": video.stat().st_size}
-    return {**measured(record, meter), "video": file}
+    return {**measured(record, meter), "decoding": decoding, "video": file}
 
 
 def _median(seconds: list[float]) -> float | None:

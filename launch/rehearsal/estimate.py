@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lvsa.launch.job import Job
+from lvsa.launch.media.sharing import shared_in
 from lvsa.launch.progress import progress
 from lvsa.launch.rehearsal.call import Latents, Rehearsed, rehearse, rehearse_decoding
 from lvsa.launch.rehearsal.networks import Network, networks_of
@@ -91,14 +92,17 @@ class Estimate:
         return phase, needs[phase]
 
     def activations(self, phase: str, first: bool = True) -> int:
-        """Bytes of everything but weights in a phase; only the first rank encodes and decodes."""
+        """Bytes of everything but weights in a phase; only the first rank encodes and decodes.
+
+        What ranks share of the decoding is counted for each as if it was alone: an upper bound.
+        """
         generation = self.rehearsals.generation(self.job)
         if phase == "denoising":
             return generation.denoising
         if phase == "encoding" and (first or self.sharing > 1):
             return generation.encoding
         decodes = self.job.config.output.output != "latents" and generation.latents is not None
-        if phase == "decoding" and first and decodes:
+        if phase == "decoding" and decodes and (first or shared_in(self.job) == "rows"):
             assert generation.latents is not None
             return self.rehearsals.decoding(self.job, generation.latents)
         return 0
@@ -120,9 +124,12 @@ class Estimate:
         if self.job.config.tuning.offload != "none":
             return self._offloaded(phase, first)
         begins = phase in ("loading", "encoding")
-        return self._resident(first, begins, phase != "decoding" or not first) + self._gathered(
-            phase
-        )
+        stay = phase != "decoding" or not self._decodes(first)
+        return self._resident(first, begins, stay) + self._gathered(phase)
+
+    def _decodes(self, first: bool) -> bool:
+        """Whether a rank does: the first, or any other."""
+        return first or shared_in(self.job) is not None
 
     @property
     def sharing(self) -> int:
@@ -141,7 +148,7 @@ class Estimate:
             for name, network in self.rehearsals.networks.items()
             if (phase == "denoising" and network.denoises)
             or (first and phase == "encoding" and (network.encodes or name == "vae"))
-            or (first and phase == "decoding" and name == "vae")
+            or (self._decodes(first) and phase == "decoding" and name == "vae")
         ]
 
     def _gathered(self, phase: str) -> int:

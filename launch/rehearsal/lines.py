@@ -2,7 +2,7 @@
 
 from lvsa.errors import DivisibilityError
 from lvsa.launch.job import Job
-from lvsa.launch.media.tiles import shares_tiles
+from lvsa.launch.media.sharing import shared_in
 from lvsa.launch.rehearsal.estimate import (
     MARGIN_BYTES,
     MARGIN_SHARE,
@@ -70,6 +70,12 @@ def _not_counted(job: Job) -> list[str]:
     missing = [
         *([f"what --cache {tuning.cache} keeps"] if tuning.cache else []),
         *(["buffers of compiled blocks"] if tuning.compile else []),
-        *(["tiles that other ranks decode"] if shares_tiles(job) else []),
+        *(["tiles that other ranks decode"] if shared_in(job) == "tiles" else []),
     ]
-    return [f"           not counted: {', '.join(missing)}"] if missing else []
+    lines = [f"           not counted: {', '.join(missing)}"] if missing else []
+    if shared_in(job) == "rows":
+        lines.append(
+            f"           decoding is counted as that of whole frames, which {job.mesh.video} ranks "
+            "share: an upper bound"
+        )
+    return lines

@@ -7,7 +7,7 @@ are read strictly: what could be a mistake is an error with its line, never a pr
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,19 @@ def requests_of(config: GenerateConfig) -> list[Request]:
         raise LVSAError(f"--seeds has {twice[0]} twice")
     requests = [each for request in requests for each in _seeded(request, listing.seeds)]
     _check_replicas(config.processes.replicas, requests)
-    return requests
+    return list(map(_in_list, requests)) if is_list(requests) else requests
+
+
+def _in_list(request: Request) -> Request:
+    """A request whose transformers come back for the next one, and wait in the host's memory.
+
+    Unless it is asked for, only those of the first rank make way for the decoding there.
+    """
+    processes = request.config.processes
+    if processes.vae_parallel != "auto" or request.config.tuning.offload != "none":
+        return request
+    alone = replace(processes, vae_parallel="off")
+    return replace(request, config=replace(request.config, processes=alone))
 
 
 def _again(path: Path, config: GenerateConfig) -> Request:

@@ -36,6 +36,9 @@ def test_flags_make_the_config():
         (["--reference-latent-frames", "7"], ["--horizon", "7"]),
         (["--condition-frames", "1", "2"], ["--condition-latent-frames", "1", "2"]),
         (["--auto-keyframes"], []),
+        (["--vae-parallel"], ["--vae-parallel", "on"]),
+        (["--vae-parallel", "--steps", "9"], ["--steps", "9", "--vae-parallel=on"]),
+        (["--no-vae-parallel"], ["--vae-parallel", "off"]),
         (["--prompt=--steps"], ["--prompt=--steps"]),
     ],
 )

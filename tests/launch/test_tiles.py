@@ -1,5 +1,7 @@
 """Tiles that the ranks of a video decode in turn: the bits of one process, and everybody works."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from tests.launch.test_frames import frames_of, latents_of, pipeline
 from tests.support.launched import launched
 from tests.support.ranks import run_ranks
 from tests.support.tiny import saved, wan_pipeline
+from tests.support.tiny_cogvideox import cogvideox_pipeline
 
 CPU = torch.device("cpu")
 VAES = ["wan, tiles", "ti2v, tiles", "cogvideox, tiles", "hunyuan, tiles", "wan", "hunyuan"]
@@ -49,8 +52,15 @@ def test_the_bits_of_one_process():
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(saved(wan_pipeline(), tmp_path_factory.mktemp("model") / "wan"))
+def models(tmp_path_factory):
+    built = {"wan": wan_pipeline(), "cogvideox": cogvideox_pipeline("2b")}
+    folder = tmp_path_factory.mktemp("models")
+    return {name: str(saved(pipe, folder / name)) for name, pipe in built.items()}
+
+
+@pytest.fixture
+def model(models):
+    return models["wan"]
 
 
 def flags(model, folder, *more):
@@ -69,9 +79,11 @@ def in_small_tiles(rank, world, arguments):
 @pytest.mark.parametrize("more", [[], ["--offload", "model"]])
 def test_the_launcher_makes_the_same_video(model, tmp_path, more):
     arguments = flags(model, tmp_path, "--vae-tiling", *more)
-    run_ranks(2, in_small_tiles, arguments)
+    run_ranks(2, in_small_tiles, [*arguments, "--no-vae-parallel"])
     alone = (tmp_path / "clip.mp4").read_bytes()
     run_ranks(2, in_small_tiles, [*arguments, "--vae-parallel"])
+    record = json.loads((tmp_path / "clip.json").read_text())
+    assert record["decoding"] == {"ranks": 2, "shared": "tiles"}
     assert (tmp_path / "clip.mp4").read_bytes() == alone
 
 
@@ -83,9 +95,15 @@ def test_nobody_waits_where_nothing_is_decoded(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("world", "more", "notes"),
-    [(1, ["--vae-tiling"], 1), (2, [], 1), (2, ["--vae-tiling"], 0)],
+    ("kind", "world", "more", "notes"),
+    [
+        ("wan", 1, ["--vae-tiling"], 1),
+        ("wan", 2, ["--vae-tiling"], 0),
+        ("cogvideox", 2, [], 1),
+        ("cogvideox", 2, ["--vae-tiling"], 0),
+    ],
 )
-def test_what_changes_nothing_is_said(model, tmp_path, world, more, notes):
-    job = make_job(parse(flags(model, tmp_path, "--vae-parallel", *more)), world, CPU)
-    assert [note.split(":")[0] for note in without_effect(job)] == ["--vae-parallel"] * notes
+def test_what_changes_nothing_is_said(models, tmp_path, kind, world, more, notes):
+    job = make_job(parse(flags(models[kind], tmp_path, "--vae-parallel", *more)), world, CPU)
+    found = [note for note in without_effect(job) if note.startswith("--vae-parallel on:")]
+    assert len(found) == notes

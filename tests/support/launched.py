@@ -47,7 +47,8 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
         )
         patch.setattr(generate, "make_video", lambda *args: made.append(make(*args)))
         generate.run(requests_of(parse([*arguments, "--overwrite"])), runtime)
-    return np.asarray(frames or made[0][0])
+    # Nothing is denoised where its latents are there.
+    return np.asarray(frames or (made[0][0] if made else []))
 
 
 def alone(arguments: list[str]) -> list[str]:
