@@ -11,6 +11,7 @@ from torch import nn
 from lvsa.launch.arguments import parse
 from lvsa.launch.job import make_job
 from lvsa.launch.loading.weights import load_pipeline
+from lvsa.launch.media.rows import distvae_missing
 from lvsa.launch.notes import without_effect
 from lvsa.launch.rehearsal import estimate as estimating
 from lvsa.launch.rehearsal import networks, repeats
@@ -23,6 +24,7 @@ from lvsa.launch.rehearsal.networks import networks_of
 from lvsa.launch.rehearsal.ranks import fake_ranks
 from tests.launch.test_families import FAMILIES, SPARSE, arguments_for, inputs  # noqa: F401
 from tests.support.measured import counted, measured
+from tests.support.missing import missing
 from tests.support.ranks import run_ranks
 from tests.support.tiny import saved, wan_pipeline, wan_transformer
 
@@ -61,7 +63,7 @@ def test_a_rehearsal_takes_what_the_generation_takes(family, inputs, tmp_path): 
 
 @pytest.mark.parametrize("exchange", ["needed", "ring"])
 def test_a_rank_of_several_takes_what_its_rehearsal_takes(wan, exchange):
-    more = ["--exchange", exchange, "--parallel", "manual"]
+    more = ["--exchange", exchange, "--parallel", "manual", "--vae-parallel", "off"]
     _, real = run_ranks(2, counted, [*wan, *more, *QUIET])
     job = planned(wan, *more, "--ranks", "2")
     taken = rehearse(job, networks_of(job)).denoising
@@ -157,6 +159,21 @@ def test_weights_on_the_device(asked, offload):
         assert weights["denoising"] == found["transformer"] and weights["decoding"] == found["vae"]
     if offload == "group":
         assert 0 < weights["denoising"] < found["transformer"]
+
+
+def test_ranks_that_decode_together_have_room_for_it(wan):
+    if reason := distvae_missing():
+        missing(reason)
+    alone, together = (
+        Estimate(planned(wan, "--ranks", "3", "--vae-parallel", asked), Rehearsals(planned(wan)))
+        for asked in ("off", "on")
+    )
+    first = together.need("decoding")
+    assert together.need("decoding", first=False) == first == alone.need("decoding")
+    assert alone.activations("decoding", first=False) == 0
+    assert alone.weights("decoding", first=False) > first.weights
+    assert sum("upper bound" in line for line in memory_lines(together.job)) == 1
+    assert not any("upper bound" in line for line in memory_lines(alone.job))
 
 
 def test_settings_that_fit(asked, monkeypatch):

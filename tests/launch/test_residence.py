@@ -98,15 +98,19 @@ def present(rank, world, arguments):
     return seen
 
 
-@pytest.mark.parametrize("offload", ["none", "model"])
-def test_each_network_is_there_while_it_works(model, tmp_path, offload):
-    first, second = run_ranks(2, present, flags(model, tmp_path, "--offload", offload))
+@pytest.mark.parametrize(
+    "more",
+    [["--vae-parallel", "off"], ["--vae-tiling"], ["--vae-parallel", "off", "--offload", "model"]],
+)
+def test_each_network_is_there_while_it_works(model, tmp_path, more):
+    first, second = run_ranks(2, present, flags(model, tmp_path, *more))
     experts = ["transformer", "transformer_2"]
-    if offload == "none":
-        assert first == [[*experts, "vae"], ["vae"]]
-    else:
+    if "--offload" in more:
         assert first == [["text_encoder", *experts, "vae"]] * 2
-    assert second == [[*experts, "vae"]]
+    else:
+        assert first == [[*experts, "vae"], ["vae"]]
+    # Tiles are decoded by all ranks.
+    assert second == (first if more == ["--vae-tiling"] else [[*experts, "vae"]])
 
 
 def test_a_list_makes_the_videos_that_single_jobs_make(model, tmp_path):

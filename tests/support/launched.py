@@ -22,6 +22,7 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
     """
     from lvsa.launch import finish, generate, inputs
     from lvsa.launch.arguments import parse
+    from lvsa.launch.media import sharing
     from lvsa.launch.processes.runtime import Runtime
     from lvsa.launch.requests.lists import requests_of
 
@@ -38,6 +39,7 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
                 lambda request, adapter, pipe, first_rank: decoding(request, adapter, pipe, False),
             )
             patch.setattr(finish.Files, "finish", lambda *_: None)
+            patch.setattr(sharing, "helpers_in", lambda *_: None)
         patch.setattr(
             finish,
             "decode",
