@@ -27,6 +27,10 @@ EXTRA = "pip install 'distvae>=0.1,<0.2', or lvsa-launcher[vae]"
 SERVED = (AutoencoderKLWan, AutoencoderKLHunyuanVideo15)
 """VAEs whose frames ranks have shared here, to 1e-5 in float32; DistVAE knows more."""
 
+WORTH = 5 * 10**8
+"""Weights of a decoder × pixels of a latent frame from which two processes of one machine decode it
+faster than one: below, they wait for one another's rows longer (docs/benchmarks.md)."""
+
 
 def distvae_missing() -> str | None:
     """Why DistVAE cannot be used, and how it is installed; None where it can."""
@@ -45,6 +49,11 @@ def most_ranks(vae: Any, rows: int) -> int:
     Where pixels leave the decoder in patches, DistVAE cuts between rows that the patch divides.
     """
     return rows // (getattr(vae.config, "patch_size", None) or 1)
+
+
+def work(vae: Any, pixels: int) -> int:
+    """What decoding a latent frame of so many pixels takes, to be held against `WORTH`."""
+    return pixels * sum(weight.numel() for weight in vae.decoder.parameters())
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import distributed as dist
 
 from lvsa.errors import LVSAError
-from lvsa.launch.media.rows import SERVED, distvae_missing, most_ranks, sharing_rows
+from lvsa.launch.media.rows import SERVED, WORTH, distvae_missing, most_ranks, sharing_rows, work
 from lvsa.launch.media.tiles import decodes_in_tiles, sharing_tiles
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def shared_in(job: "Job") -> Shared | None:
         return None
     if decodes_in_tiles(job):
         return "tiles"
-    reason = _obstacle(job) or (_inexact(job) if asked == "auto" else None)
+    reason = _obstacle(job) or (_better_alone(job) if asked == "auto" else None)
     return "rows" if reason is None else None
 
 
@@ -105,7 +105,7 @@ def sharing_line(job: "Job") -> str | None:
         how = "tiles in turn" if shared == "tiles" else "every frame, a band of rows each (DistVAE)"
         return f"{job.mesh.video} ranks decode {how}"
     auto = job.config.processes.vae_parallel == "auto"
-    reason = (_obstacle(job) or _inexact(job)) if auto else None
+    reason = (_obstacle(job) or _better_alone(job)) if auto else None
     return "the first rank decodes" + ("" if reason is None else f" ({reason})")
 
 
@@ -127,11 +127,13 @@ def _obstacle(job: "Job") -> str | None:
     return distvae_missing()
 
 
-def _inexact(job: "Job") -> str | None:
-    """Why frames that ranks share may differ from those of one by more than 1e-5."""
-    if job.device.type == "cpu" and job.config.processes.gpu_memory is None:
-        return None
-    return (
-        "GPUs round convolutions to TF32: decoding by all ranks, --vae-parallel on, may change "
-        "pixels by about 1e-3"
-    )
+def _better_alone(job: "Job") -> str | None:
+    """Why ranks do not share whole frames by themselves, though they can; None where they do."""
+    if job.device.type != "cpu" or job.config.processes.gpu_memory is not None:
+        return (
+            "GPUs round convolutions to TF32: decoding by all ranks, --vae-parallel on, may change "
+            "pixels by about 1e-3"
+        )
+    pixels = job.request.height * job.request.width // job.adapter.spatial_factor(job.skeleton) ** 2
+    small = work(job.skeleton.vae, pixels) < WORTH
+    return "by itself it has so small frames sooner" if small else None

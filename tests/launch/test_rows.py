@@ -13,9 +13,9 @@ from lvsa.errors import LVSAError
 from lvsa.launch import finish
 from lvsa.launch.arguments import parse
 from lvsa.launch.job import make_job
-from lvsa.launch.media import rows
+from lvsa.launch.media import rows, sharing
 from lvsa.launch.media.frames import decode
-from lvsa.launch.media.rows import SERIES, distvae_missing, most_ranks, sharing_rows
+from lvsa.launch.media.rows import SERIES, distvae_missing, most_ranks, sharing_rows, work
 from lvsa.launch.media.sharing import shared_in, sharing_line
 from lvsa.launch.requests.lists import requests_of
 from tests.launch.test_frames import frames_of, latents_of, pipeline
@@ -26,6 +26,7 @@ from tests.support.ranks import RankFailed, run_ranks
 from tests.support.tiny import saved, wan_pipeline
 
 CPU = torch.device("cpu")
+ON = ["--vae-parallel", "on"]
 # Rows of latents: no multiple of the ranks, but where rows are cut in pairs.
 VAES = {"wan": 7, "ti2v": 10, "hunyuan": 7}
 
@@ -120,11 +121,11 @@ def decoding(folder):
     return json.loads((folder / "clip.json").read_text())["decoding"]
 
 
-def test_the_launcher_shares_by_itself(distvae, model, tmp_path):
+def test_the_launcher_makes_the_same_video(distvae, model, tmp_path):
     alone, *_ = run_ranks(2, launched, flags(model, tmp_path, "--vae-parallel", "off"))
     assert decoding(tmp_path) == {"ranks": 1, "shared": None}
-    for more in ([], ["--offload", "model", "--vae-parallel", "on"]):
-        frames, *_ = run_ranks(2, launched, flags(model, tmp_path, *more))
+    for more in ([], ["--offload", "model"]):
+        frames, *_ = run_ranks(2, launched, flags(model, tmp_path, "--vae-parallel", "on", *more))
         assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.json", "clip.mp4"]
         assert decoding(tmp_path) == {"ranks": 2, "shared": "rows"}
         np.testing.assert_allclose(frames, alone, rtol=0, atol=1e-5)
@@ -148,12 +149,12 @@ def failing(rank, world, arguments, who):
 
 def test_a_rank_that_fails_is_named_and_the_latents_are_decoded_by_all(distvae, model, tmp_path):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    run_ranks(2, launched, flags(model, undisturbed))
+    run_ranks(2, launched, flags(model, undisturbed, *ON))
     with pytest.raises(RankFailed) as failed:
-        run_ranks(2, failing, flags(model, disturbed), 1)
+        run_ranks(2, failing, flags(model, disturbed, *ON), 1)
     assert "planted on rank 1" in str(failed.value)
     assert [p.name for p in disturbed.iterdir()] == [".checkpoints"]
-    run_ranks(2, launched, flags(model, disturbed))
+    run_ranks(2, launched, flags(model, disturbed, *ON))
     assert decoding(disturbed) == {"ranks": 2, "shared": "rows"}
     one, other = ((folder / "clip.mp4").read_bytes() for folder in (undisturbed, disturbed))
     assert one == other
@@ -166,7 +167,12 @@ def planned(model, folder, world, *more):
     return make_job(parse(flags(model, folder, *more)), world, CPU)
 
 
-def test_auto_leaves_it_to_the_first_rank_where_ranks_cannot_share(distvae, model, tmp_path):
+def test_auto_leaves_it_to_the_first_rank_where_ranks_do_not_share(
+    distvae, model, tmp_path, monkeypatch
+):
+    small = planned(model, tmp_path, 2)
+    assert shared_in(small) is None and "small" in sharing_line(small)
+    monkeypatch.setattr(sharing, "WORTH", work(small.skeleton.vae, 4 * 6))
     assert shared_in(planned(model, tmp_path, 2)) == "rows"
     assert shared_in(planned(model, tmp_path, 2, "--vae-tiling")) == "tiles"
     for world, more in ((1, []), (2, ["--vae-parallel", "off"]), (2, ["--output", "latents"])):
@@ -183,13 +189,12 @@ def test_auto_leaves_it_to_the_first_rank_where_ranks_cannot_share(distvae, mode
 
 
 def test_what_is_asked_for_and_cannot_be_stops(distvae, model, tmp_path):
-    on = ["--vae-parallel", "on"]
     with refuses(LVSAError, "--vae-parallel", 4, 6, "--vae-tiling"):
-        planned(model, tmp_path, 6, *on)
+        planned(model, tmp_path, 6, *ON)
     with refuses(LVSAError, "--vae-parallel", "--offload group", "--offload model"):
-        planned(model, tmp_path, 2, *on, "--offload", "group")
-    assert shared_in(planned(model, tmp_path, 3, *on)) == "rows"
-    assert shared_in(planned(model, tmp_path, 6, *on, "--vae-tiling")) == "tiles"
+        planned(model, tmp_path, 2, *ON, "--offload", "group")
+    assert shared_in(planned(model, tmp_path, 3, *ON)) == "rows"
+    assert shared_in(planned(model, tmp_path, 6, *ON, "--vae-tiling")) == "tiles"
 
 
 @pytest.mark.parametrize("installed", [None, "0.0.9", "0.10.0"])
@@ -200,7 +205,7 @@ def test_without_distvae(model, tmp_path, monkeypatch, installed):
         return installed
 
     monkeypatch.setattr(rows, "version", version)
-    for asked in (["--vae-parallel"], ["--vae-parallel", "on"]):
+    for asked in (["--vae-parallel"], ON):
         with refuses(LVSAError, "lvsa-launcher[vae]", "--vae-tiling", installed or "distvae"):
             planned(model, tmp_path, 2, *asked)
     assert shared_in(planned(model, tmp_path, 2)) is None
