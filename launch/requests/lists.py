@@ -100,8 +100,8 @@ def _in_list(request: Request) -> Request:
 
     Unless it is asked for, only those of the first rank make way for the decoding there.
     """
-    processes = request.config.processes
-    if processes.vae_parallel != "auto" or request.config.tuning.offload != "none":
+    processes, tuning = request.config.processes, request.config.tuning
+    if processes.vae_parallel != "auto" or tuning.offload != "none" or tuning.shard_weights:
         return request
     alone = replace(processes, vae_parallel="off")
     return replace(request, config=replace(request.config, processes=alone))

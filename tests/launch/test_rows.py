@@ -225,4 +225,5 @@ def test_in_a_list_only_where_it_is_asked_for(model, tmp_path):
         return {r.config.processes.vae_parallel for r in requests_of(parse(arguments))}
 
     assert asked() == {"off"} and asked("--vae-parallel") == {"on"}
-    assert asked("--offload", "model") == {"auto"}
+    # Nothing makes way where weights are in the host's memory anyway, or stay in parts.
+    assert asked("--offload", "model") == asked("--shard-weights") == {"auto"}
