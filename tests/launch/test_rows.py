@@ -17,6 +17,7 @@ from lvsa.launch.media import rows, sharing
 from lvsa.launch.media.frames import decode
 from lvsa.launch.media.rows import SERIES, distvae_missing, most_ranks, sharing_rows, work
 from lvsa.launch.media.sharing import shared_in, sharing_line
+from lvsa.launch.rehearsal.ledger import Ledger
 from lvsa.launch.requests.lists import requests_of
 from tests.launch.test_frames import frames_of, latents_of, pipeline
 from tests.support.errors import refuses
@@ -101,6 +102,23 @@ def in_lock_step(rank, world):
 def test_frames_are_written_as_they_are_decoded(distvae):
     at, others = run_ranks(2, in_lock_step)
     assert at == [1] + [call for call in range(2, 6) for _ in range(4)] and others == []
+
+
+def taken(rank, world):
+    """Bytes of tensors at once on this rank, for videos of two lengths, without their latents."""
+    found = []
+    for T in (6, 24):
+        pipe, latents = pipeline("wan"), latents_of(T, height=16)
+        with sharing_rows(pipe.vae, dist.group.WORLD), Ledger() as ledger:
+            decode(pipe, latents, lambda _: None)
+        # Beside them stand the latents that the decoder is given.
+        found.append(ledger.peak - latents.nbytes)
+    return found
+
+
+def test_memory_does_not_grow_with_the_video(distvae):
+    for short, long in run_ranks(2, taken):
+        assert long == pytest.approx(short, rel=0.01)
 
 
 # In the launcher
