@@ -26,6 +26,7 @@ from lvsa.launch.media.sharing import check_sharing
 from lvsa.launch.profiling import check_profile
 from lvsa.launch.sampling import with_lora
 from lvsa.launch.tuning.prepare import check_tuning
+from lvsa.launch.tuning.sharding import check_shared_weights
 from lvsa.mesh import MeshSizes, mesh_sizes
 from lvsa.pattern import FrameMatrices, Pattern, dense
 from lvsa.shards import FrameGrid, Shards
@@ -197,6 +198,8 @@ def make_job(
         ulysses=config.processes.ulysses,
     )
     check_heads(int(transformer.config.num_attention_heads), mesh.heads)
+    if mesh.video > 1:
+        check_shared_weights(config.tuning, source.pipeline_class)
     if request is None:
         asked = replace(config, sampling=with_lora(config.sampling, model.distilled))
         request = make_request(asked, skeleton, adapter, model.defaults, mesh.sequence)

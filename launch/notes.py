@@ -8,7 +8,7 @@ from lvsa.launch.config import ProcessesConfig
 from lvsa.launch.job import Job, riflex_options
 from lvsa.launch.media.sharing import sharing_without_effect
 from lvsa.launch.tuning.prepare import tuning_without_effect
-from lvsa.launch.tuning.sharding import sharding_without_effect
+from lvsa.launch.tuning.sharding import shared_weights_without_effect
 from lvsa.settings import flag
 
 
@@ -44,7 +44,7 @@ def without_effect(job: Job) -> list[str]:
         ),
         *_riflex_changes_nothing(job),
         *tuning_without_effect(config.tuning, steps, job.device, job.adapter.tiled_vae),
-        *sharding_without_effect(config.tuning, job.mesh.video),
+        *shared_weights_without_effect(config.tuning, job.mesh.video),
         *sharing_without_effect(job),
         (
             config.output.profile is not None and config.output.dry_run,

@@ -66,6 +66,8 @@ class KnownMasks:
             self._mask, self._valid = mask_BX, self._found(mask_BX)
         return self._valid
 
+    # torch.compile takes a reference to a tensor for the tensor.
+    @torch.compiler.disable
     def _found(self, mask_BX: Tensor) -> tuple[Tensor, ...]:
         sources = self._sources
         for known in self._known if sources else ():

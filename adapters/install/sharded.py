@@ -20,10 +20,16 @@ def is_sharded(network: Any) -> bool:
 
 
 def encoders_are_sharded(pipe: Any, transformers: dict[str, nn.Module]) -> bool:
-    """Whether a network of a pipeline that is none of its transformers is cut among ranks."""
+    """Whether weights of a network that is none of a pipeline's transformers are cut among ranks.
+
+    Some of its weights suffice, by FSDP or in another way.
+    """
+    others = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     return any(
-        is_sharded(part) and all(part is not transformer for transformer in transformers.values())
-        for part in pipe.components.values()
+        isinstance(weight, DTensor)
+        for part in others
+        if all(part is not transformer for transformer in transformers.values())
+        for weight in part.parameters()
     )
 
 

@@ -12,7 +12,7 @@ HEADER = "lvsa"
 # What the job that kept latents was to do, which is no matter for decoding them.
 OF_THEIR_JOB = (
     "output", "overwrite", "show_mask", "dry_run", "ranks", "keep_latents", "decode",
-    "lora", "cache", "compile", "offload", "profile",
+    "lora", "cache", "compile", "offload", "shard_weights", "profile",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from lvsa.errors import CheckpointError
 from lvsa.launch.loading.models import ModelSource
 from lvsa.launch.loading.skeleton import BROKEN_CONFIG
+from lvsa.launch.loading.weights import SHOWN
 
 
 def unfilled_network(
@@ -24,7 +25,7 @@ def unfilled_network(
         dtypes: of its parameters, by their names; without them as its class has them.
 
     Raises:
-        CheckpointError: where it cannot be built from its config.
+        CheckpointError: where it cannot be built from its config, or is not what was loaded.
     """
     folder = source.folder / name
     try:
@@ -41,7 +42,15 @@ def unfilled_network(
             f"--model {source.name}: {name} cannot be built as {cls.__name__} from {folder}: "
             f"{error}"
         ) from error
-    for path, parameter in network.named_parameters(remove_duplicate=False):
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    if dtypes is not None and parameters.keys() != dtypes.keys():
+        others = sorted(parameters.keys() ^ dtypes.keys())
+        raise CheckpointError(
+            f"--model {source.name}: {name} has other weights than {cls.__name__} of its config "
+            f"(quantized?), and ranks cannot share it: {', '.join(others[:SHOWN])}; leave "
+            "--shard-weights out"
+        )
+    for path, parameter in parameters.items():
         if dtypes is not None:
             parameter.data = parameter.data.to(dtypes[path])
     unfilled: nn.Module = network.eval()

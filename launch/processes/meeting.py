@@ -1,4 +1,4 @@
-"""The processes of a job meet: in a part of their store that is theirs alone, and their guards.
+"""The processes of a job meet, in a part of their store that is theirs alone.
 
 torchrun keeps its store when it starts processes again (``--max-restarts``), with everything that
 those before them have left: addresses where nobody listens any more, facts about ranks, what was
@@ -12,35 +12,52 @@ import socket
 import time
 import uuid
 from datetime import timedelta
+from typing import Any
 
 from torch import distributed as dist
 
 from lvsa.errors import CommunicationError
 from lvsa.launch.processes.environment import Place
-from lvsa.launch.processes.watch import Watch
 
 PAUSE = 0.01
 """Seconds after which the first rank looks again who has come."""
+MARGIN = 30.0
+"""Seconds for the guards to tell who is late, before the first rank does."""
 
 
-def own_part(store: dist.Store, place: Place, limit: timedelta) -> dist.Store:
-    """A part of the job's store in which nothing stands yet, the same on every rank.
+Guard = list[Any]
+"""Where the guard of the first rank listens: what `Watch.join` takes."""
+
+
+def meet(
+    store: dist.Store, place: Place, arrival: timedelta, guard: Guard | None = None
+) -> tuple[dist.Store, Guard | None]:
+    """A part of the job's store in which nothing stands yet, and the first rank's guard.
+
+    The same on every rank; all of them must call this.
 
     Args:
         store: that all ranks reach, whoever used it before.
-        place: this process among the others, all of which must call this.
-        limit: how long ranks wait for one another.
+        place: this process among the others.
+        arrival: how much later than another a rank may come.
+        guard: on the first rank, where its guard listens. It may judge who is late before this.
 
     Raises:
         CommunicationError: naming the ranks that have not come.
     """
-    name = _tell_all(store, place, limit) if place.first else _ask(store, place, limit)
-    return dist.PrefixStore(name, store)
+    if place.first:
+        name = _tell_all(store, place, arrival, guard)
+    else:
+        name, guard = _ask(store, place, arrival)
+    return dist.PrefixStore(name, store), guard
 
 
-def _tell_all(store: dist.Store, place: Place, limit: timedelta) -> str:
+def _tell_all(store: dist.Store, place: Place, arrival: timedelta, guard: Guard | None) -> str:
     name, answered = uuid.uuid4().hex, dict[int, bytes]()
-    missing, end = {*range(1, place.world)}, time.monotonic() + limit.total_seconds()
+    missing = {*range(1, place.world)}
+    # After the guards, which know more.
+    limit = arrival.total_seconds() + MARGIN
+    end = time.monotonic() + limit
     while missing:
         for rank in sorted(missing):
             key = f"lvsa/asks/{rank}"
@@ -50,32 +67,31 @@ def _tell_all(store: dist.Store, place: Place, limit: timedelta) -> str:
             asks = store.get(key)
             if answered.get(rank) != asks:
                 answered[rank] = asks
-                store.set(_answer_to(asks.decode()), name)
+                store.set(_answer_to(asks.decode()), json.dumps([name, guard]))
             if store.check([_heard(name, rank)]):
                 missing.discard(rank)
         if missing and time.monotonic() > end:
             late = ", ".join(map(str, sorted(missing)))
             raise CommunicationError(
-                f"rank 0 of {place.world}: rank {late} did not come "
-                f"within {limit.total_seconds():g} s (--timeout)"
+                f"rank 0 of {place.world}: rank {late} did not come within {limit:g} s"
             )
         time.sleep(PAUSE)
     return name
 
 
-def _ask(store: dist.Store, place: Place, limit: timedelta) -> str:
+def _ask(store: dist.Store, place: Place, arrival: timedelta) -> tuple[str, Guard | None]:
     asks = uuid.uuid4().hex
     store.set(f"lvsa/asks/{place.rank}", asks)
     try:
-        store.wait([_answer_to(asks)], limit)
+        store.wait([_answer_to(asks)], arrival)
     except dist.DistStoreError as error:
         raise CommunicationError(
             f"rank {place.rank} of {place.world}: rank 0 did not come within "
-            f"{limit.total_seconds():g} s (--timeout)"
+            f"{arrival.total_seconds():g} s"
         ) from error
-    name = store.get(_answer_to(asks)).decode()
+    name, guard = json.loads(store.get(_answer_to(asks)))
     store.set(_heard(name, place.rank), "")
-    return name
+    return name, guard
 
 
 def _answer_to(asks: str) -> str:
@@ -86,15 +102,7 @@ def _heard(name: str, rank: int) -> str:
     return f"lvsa/heard/{name}/{rank}"
 
 
-def join_guards(watch: Watch, store: dist.Store, place: Place) -> None:
-    """The guards of all ranks call that of the first."""
-    if place.first:
-        store.set("lvsa/guard", json.dumps([_own_address(place), *watch.listen()]))
-    else:
-        watch.join(*json.loads(store.get("lvsa/guard")))
-
-
-def _own_address(place: Place) -> str:
+def own_address(place: Place) -> str:
     """Where other ranks reach this host.
 
     torchrun's store may be on another node. Where it is here, its address has served all already.

@@ -20,10 +20,10 @@ from lvsa.errors import LVSAError
 from lvsa.launch.config import ProcessesConfig
 from lvsa.launch.processes.devices import collective_backends, pick_device
 from lvsa.launch.processes.environment import Place
-from lvsa.launch.processes.meeting import join_guards, own_part
+from lvsa.launch.processes.meeting import Guard, meet, own_address
 from lvsa.launch.processes.progress import Progress
 from lvsa.launch.processes.reporting import SharedError, speak_for_replica
-from lvsa.launch.processes.verdict import ALONE_LIMIT
+from lvsa.launch.processes.verdict import ALONE_LIMIT, ARRIVAL
 from lvsa.launch.processes.watch import Watch
 from lvsa.mesh import MeshSizes, VideoMesh
 
@@ -225,17 +225,26 @@ def start(config: ProcessesConfig, place: Place, watch: Watch) -> Iterator[Runti
     getattr(torch.get_device_module(device), "set_device", lambda _: None)(device)
     os.environ.update(place.as_environment())
     limit = timedelta(seconds=config.timeout)
+    arrival = timedelta(seconds=max(config.timeout, ARRIVAL))
     try:
-        store, *_ = next(iter(dist.rendezvous("env://", timeout=limit)))
+        store, *_ = next(iter(dist.rendezvous("env://", timeout=arrival)))
     except (dist.DistNetworkError, dist.DistStoreError) as error:
+        if place.first and isinstance(error, dist.DistStoreError):
+            raise LVSAError(
+                f"rank 0 of {place.world} listens at {place.address}:{place.port}, and not all "
+                f"others have come within {arrival.total_seconds():g} s: {error}"
+            ) from error
         raise LVSAError(
             f"rank {place.rank} of {place.world} finds no way to {place.address}:{place.port}, "
             f"where the first rank listens (MASTER_ADDR, MASTER_PORT): {error}"
         ) from error
     store.set_timeout(limit)
     watch.limit(config.timeout)
-    store = own_part(store, place, limit)
-    join_guards(watch, store, place)
+    # Whoever has not come yet is judged by the first rank's guard from now on.
+    own: Guard | None = [own_address(place), *watch.listen()] if place.first else None
+    store, guard = meet(store, place, arrival, own)
+    if not place.first and guard is not None:
+        watch.join(*guard)
     dist.init_process_group(
         collective_backends(device.type),
         store=dist.PrefixStore("lvsa-group", store),

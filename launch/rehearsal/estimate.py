@@ -12,6 +12,7 @@ from lvsa.launch.media.sharing import shared_in
 from lvsa.launch.progress import progress
 from lvsa.launch.rehearsal.call import Latents, Rehearsed, rehearse, rehearse_decoding
 from lvsa.launch.rehearsal.networks import Network, networks_of
+from lvsa.launch.requests.lists import asks_for_many
 from lvsa.mesh import MeshSizes
 
 PHASES = ("loading", "encoding", "denoising", "decoding")
@@ -92,9 +93,10 @@ class Estimate:
         return phase, needs[phase]
 
     def activations(self, phase: str, first: bool = True) -> int:
-        """Bytes of everything but weights in a phase; only the first rank encodes and decodes.
+        """Bytes of everything but weights in a phase.
 
-        What ranks share of the decoding is counted for each as if it was alone: an upper bound.
+        Only the first rank encodes and decodes, unless ranks share encoders or the decoding. What
+        they share of the decoding is counted for each as if it was alone: an upper bound.
         """
         generation = self.rehearsals.generation(self.job)
         if phase == "denoising":
@@ -119,13 +121,15 @@ class Estimate:
     def weights(self, phase: str, first: bool = True) -> int:
         """Bytes of weights that stand on a rank's device in a phase, at most.
 
-        Networks leave when they are done (see `lvsa.launch.tuning.residence`).
+        Networks leave when they are done, those that ranks share after the last video of a list
+        (see `lvsa.launch.tuning.residence`).
         """
         if self.job.config.tuning.offload != "none":
             return self._offloaded(phase, first)
-        begins = phase in ("loading", "encoding")
-        stay = phase != "decoding" or not self._decodes(first)
-        return self._resident(first, begins, stay) + self._gathered(phase)
+        stay = self.sharing > 1 and asks_for_many(self.job.config)
+        encoders = stay or phase in ("loading", "encoding")
+        transformers = stay or phase != "decoding" or not self._decodes(first)
+        return self._resident(first, encoders, transformers) + self._gathered(phase)
 
     def _decodes(self, first: bool) -> bool:
         """Whether a rank does: the first, or any other."""

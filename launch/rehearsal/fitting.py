@@ -8,7 +8,7 @@ from lvsa.errors import LVSAError
 from lvsa.launch.config import OffloadName
 from lvsa.launch.job import Job
 from lvsa.launch.rehearsal.estimate import PHASES, Estimate, Need
-from lvsa.launch.tuning.sharding import check_sharding
+from lvsa.launch.tuning.sharding import check_shared_weights
 from lvsa.shards import Shards
 
 GB = 1e9
@@ -117,7 +117,7 @@ def _changed(job: Job, change: Change, tiled: bool) -> Job | None:
         shard_weights=tuning.shard_weights or change.shard,
     )
     try:
-        check_sharding(wanted, job.source.pipeline_class)
+        check_shared_weights(wanted, job.source.pipeline_class)
         Shards(job.grid, mesh.sequence)
     except LVSAError:
         return None

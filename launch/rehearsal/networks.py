@@ -22,7 +22,8 @@ class Network:
 
     Args:
         module: the whole of it.
-        encodes: whether one rank has it for all, to encode texts and images.
+        encodes: whether it encodes texts and images, and one rank has it for all where they do
+            not share it.
         denoises: whether it is a transformer that runs in every step.
     """
 
@@ -51,10 +52,14 @@ class Network:
     def gathered(self) -> int:
         """Bytes of weights that come together while it runs, where ranks share them.
 
-        Of blocks three: one that is computed, and the next as it arrives and as it is put in place;
-        of an encoder also what is in no block, for as long as it runs.
+        Of blocks three: one that is computed, and the next as it arrives and as it is put in place.
+        Of an encoder also what is in no block: twice until the first block has arrived, and once
+        for as long as it runs.
         """
-        return 3 * self._largest_block + (0 if self.denoises else self._outside)
+        block = self._largest_block
+        if self.denoises:
+            return 3 * block
+        return self._outside + max(self._outside + block, 3 * block)
 
     @property
     def uncut(self) -> int:

@@ -18,7 +18,6 @@ from lvsa.errors import LVSAError
 from lvsa.launch.config import TuningConfig
 from lvsa.launch.loading.lora import FoundLoRA, merge_loras
 from lvsa.launch.tuning.caches import CACHES, check_cache, enable_cache, parse_cache
-from lvsa.launch.tuning.sharding import check_sharding
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +33,10 @@ def check_tuning(tuning: TuningConfig, pipe: Any) -> None:
         pipe: skeleton of the pipeline.
 
     Raises:
-        LVSAError: for a cache that does not work for it, a VAE without tiling, or settings that do
-            not go together.
+        LVSAError: for a cache that does not work for it, or a VAE without tiling.
     """
     if tuning.cache is not None:
         check_cache(tuning.cache, type(pipe).__name__)
-    check_sharding(tuning, type(pipe).__name__)
     if tuning.vae_tiling and not hasattr(pipe.vae, "enable_tiling"):
         raise LVSAError(
             f"--vae-tiling: {type(pipe.vae).__name__} has no tiling; --offload model keeps the "

@@ -1,8 +1,8 @@
 """Weights that the ranks of a video share: each keeps its part, and blocks come together to run.
 
 PyTorch's FSDP2 (`torch.distributed.fsdp.fully_shard`, arXiv 2304.11277) gathers the weights of a
-block right before its forward, while the block before it is computed, and drops them after it. What
-is computed is the same, to the bits.
+block right before its forward, while the block before it is computed, and drops them after it. They
+are the same bits; kernels that round by where a matrix begins in memory may round differently.
 
 A transformer's weights outside of its blocks stay whole. Where the two passes of guidance have
 ranks of their own, each rank enters its transformer twice a step and computes one of the two calls:
@@ -22,7 +22,7 @@ from lvsa.launch.config import TuningConfig
 from lvsa.launch.tuning.caches import CACHES, parse_cache
 
 
-def check_sharding(tuning: TuningConfig, pipeline: str) -> None:
+def check_shared_weights(tuning: TuningConfig, pipeline: str) -> None:
     """Stops for what does not go together with shared weights.
 
     Args:
@@ -48,7 +48,7 @@ def check_sharding(tuning: TuningConfig, pipeline: str) -> None:
         )
 
 
-def sharding_without_effect(tuning: TuningConfig, ranks: int) -> list[tuple[bool, str]]:
+def shared_weights_without_effect(tuning: TuningConfig, ranks: int) -> list[tuple[bool, str]]:
     """Why --shard-weights changes nothing: whether that is so, and the reason."""
     alone = tuning.shard_weights and ranks == 1
     return [(alone, "--shard-weights: a video of one rank has nobody to share weights with")]

@@ -176,6 +176,22 @@ def test_ranks_that_decode_together_have_room_for_it(wan):
     assert not any("upper bound" in line for line in memory_lines(alone.job))
 
 
+def test_weights_that_ranks_share(asked, wan):
+    """Less in every phase; in a list parts stay till the last video."""
+
+    def weights(*more):
+        job = planned(wan, "--ranks", "3", *more)
+        return {phase: Estimate(job, asked.rehearsals).weights(phase) for phase in PHASES}
+
+    whole, parts = weights(), weights("--shard-weights")
+    listed = weights("--shard-weights", "--seeds", "1", "2")
+    assert all(parts[phase] < whole[phase] for phase in ("loading", "encoding", "denoising"))
+    assert parts["decoding"] == whole["decoding"] < listed["decoding"]
+    assert listed["denoising"] > parts["denoising"] and listed["encoding"] == parts["encoding"]
+    encoder = asked.rehearsals.networks["text_encoder"]
+    assert encoder.gathered > 2 * encoder._outside, "twice until the first block has come"
+
+
 def test_settings_that_fit(asked, monkeypatch):
     monkeypatch.setattr(estimating, "MARGIN_BYTES", 0)
     whole = asked.most()[1].with_margin

@@ -10,9 +10,10 @@ from torch import distributed as dist
 
 from lvsa.errors import CommunicationError, LVSAError
 from lvsa.launch.config import ProcessesConfig
+from lvsa.launch.processes import meeting, runtime
 from lvsa.launch.processes.devices import collective_backends, pick_device
 from lvsa.launch.processes.environment import Place
-from lvsa.launch.processes.meeting import own_part
+from lvsa.launch.processes.meeting import meet
 from lvsa.launch.processes.runtime import start
 from tests.support.errors import refuses
 
@@ -62,12 +63,15 @@ def test_collectives_are_the_devices_own_and_gloo_for_cpu_tensors(kind, backends
     assert collective_backends(kind) == backends
 
 
-def test_ranks_that_cannot_meet_name_the_place():
-    """Another job listens there, nobody does, or there is no such place."""
+def test_ranks_that_cannot_meet_name_the_place(monkeypatch):
+    """Another job listens there, nobody does, there is no such place, or nobody comes."""
+    monkeypatch.setattr(runtime, "ARRIVAL", 0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with refuses(LVSAError, "127.0.0.1", str(port)):
             join(Place(0, 2, 0, "127.0.0.1", port))
+    with refuses(LVSAError, "rank 0 of 2", f"127.0.0.1:{port}", 1):
+        join(Place(0, 2, 0, "127.0.0.1", port))
     for address in ("127.0.0.1", "no-such-host.invalid"):
         with refuses(LVSAError, address, str(port)):
             join(Place(1, 2, 1, address, port))
@@ -88,7 +92,10 @@ def test_a_store_that_was_used_before_has_a_part_that_nobody_used(world):
             # The first comes last, when all others have asked.
             places = [Place(rank, world, rank, "", 0) for rank in range(world)]
             order = places if attempt == 1 else places[::-1]
-            parts = [*pool.map(lambda place: own_part(store, place, limit), order)]
+            guard = ["here", attempt, "token"]
+            met = [*pool.map(lambda p: meet(store, p, limit, guard if p.first else None), order)]
+        assert all(told == guard for _, told in met)
+        parts = [part for part, _ in met]
         for i, part in enumerate(parts):
             assert not part.check(["lvsa/guard"])
             part.set(f"lvsa/{i}", str(attempt))
@@ -97,9 +104,10 @@ def test_a_store_that_was_used_before_has_a_part_that_nobody_used(world):
             part.set("lvsa/guard", "left behind")
 
 
-def test_ranks_that_do_not_come_are_named():
-    limit = timedelta(seconds=0.2)
+def test_ranks_that_do_not_come_are_named(monkeypatch):
+    monkeypatch.setattr(meeting, "MARGIN", 0.1)
+    arrival = timedelta(seconds=0.2)
     with refuses(CommunicationError, "rank 1 of 3", "rank 0", 0.2):
-        own_part(dist.HashStore(), Place(1, 3, 1, "", 0), limit)
-    with refuses(CommunicationError, "rank 0 of 3", 1, 2, 0.2):
-        own_part(dist.HashStore(), Place(0, 3, 0, "", 0), limit)
+        meet(dist.HashStore(), Place(1, 3, 1, "", 0), arrival)
+    with refuses(CommunicationError, "rank 0 of 3", "rank 1, 2", 0.3):
+        meet(dist.HashStore(), Place(0, 3, 0, "", 0), arrival)

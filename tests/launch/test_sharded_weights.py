@@ -12,12 +12,14 @@ from torch.distributed.tensor import DTensor
 
 import lvsa
 from lvsa.adapters.install.sharded import encoders_are_sharded, is_sharded
-from lvsa.errors import LVSAError
+from lvsa.errors import CheckpointError, LVSAError
 from lvsa.launch import generate
 from lvsa.launch.arguments import parse
 from lvsa.launch.job import make_job, open_model
+from lvsa.launch.loading.models import find_model
 from lvsa.launch.loading.sharded import load_sharded
-from lvsa.launch.loading.weights import load_pipeline
+from lvsa.launch.loading.unfilled import unfilled_network
+from lvsa.launch.loading.weights import load_pipeline, networks
 from lvsa.launch.notes import without_effect
 from lvsa.launch.processes.reporting import SharedError
 from lvsa.launch.processes.runtime import Runtime
@@ -167,7 +169,8 @@ def by_whoever_shards(rank, world):
                 for block in network.modules():
                     if type(block).__name__ in ("WanTransformerBlock", "UMT5Block"):
                         torch.distributed.fsdp.fully_shard(block)
-                torch.distributed.fsdp.fully_shard(network)
+            # Of the encoder its blocks alone.
+            torch.distributed.fsdp.fully_shard(pipe.transformer)
         with lvsa.enable(pipe, settings=SETTINGS):
             found.append(wan_latents(pipe))
     return found
@@ -232,6 +235,16 @@ def test_a_broken_checkpoint_stops_all_ranks(model, tmp_path):
     run_ranks(2, broken, flags(str(folder), tmp_path), "text_encoder")
 
 
+def test_a_network_that_is_not_that_of_its_config(model):
+    """As one whose weights were quantized, with scales beside them."""
+    source = find_model(model)
+    (cls,) = [cls for name, cls in networks(source) if name == "text_encoder"]
+    names = dict(unfilled_network(source, "text_encoder", cls).named_parameters())
+    dtypes = {**dict.fromkeys(names, torch.float32), "shared.scale": torch.float32}
+    with refuses(CheckpointError, "text_encoder", cls.__name__, SHARE, "shared.scale"):
+        unfilled_network(source, "text_encoder", cls, dtypes)
+
+
 def test_what_it_does_not_go_together_with(model, tmp_path):
     for more, named in (
         (["--offload", "model"], ["--offload model", SHARE]),
@@ -240,6 +253,8 @@ def test_what_it_does_not_go_together_with(model, tmp_path):
     ):
         with refuses(LVSAError, *named):
             make_job(parse(flags(model, tmp_path, SHARE, *more)), 2, CPU)
+        # One rank cuts nothing.
+        make_job(parse(flags(model, tmp_path, SHARE, *more)), 1, CPU)
 
 
 def test_one_rank_has_nobody_to_share_with(model, tmp_path):
