@@ -113,7 +113,8 @@ def run(requests: Sequence[Request], runtime: "Runtime") -> None:
     said: set[str] = set()
     if config.output.dry_run:
         for video in videos:
-            tell(job_of(video.config, model, runtime), video.stem, said, runtime.first)
+            planned = job_of(video.config, model, runtime)
+            tell(planned, video.stem, said, runtime.first, is_list(requests))
         return
     page = Page(videos)
     to_make = [video for video in videos if not video.done]

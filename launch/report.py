@@ -79,13 +79,14 @@ def head_bytes(job: Job) -> float:
     return 2 * L * token_bytes(1, job.heads, job.head_dim, job.dtype) * (ranks - 1) / ranks
 
 
-def tell(job: Job, stem: Path, said: set[str], aloud: bool = True) -> None:
+def tell(job: Job, stem: Path, said: set[str], aloud: bool = True, listed: bool = False) -> None:
     """Says what will run and what has no effect; draws the pattern where that is wanted.
 
     Args:
         stem: path of the output, without suffix.
         said: what was told of other videos, and is told once.
         aloud: on one rank of several.
+        listed: whether it is one of a list of videos.
     """
     if not aloud:
         return
@@ -100,7 +101,7 @@ def tell(job: Job, stem: Path, said: set[str], aloud: bool = True) -> None:
     plan = report(job)
     if plan not in said:
         said.add(plan)
-        memory = memory_lines(job) if output.dry_run else []
+        memory = memory_lines(job, listed) if output.dry_run else []
         logger.info("the plan:\n%s", "\n".join([plan, *memory]))
     if output.dry_run or output.show_mask:
         picture = with_suffix(stem, ".mask.png")

@@ -12,7 +12,6 @@ from lvsa.launch.media.sharing import shared_in
 from lvsa.launch.progress import progress
 from lvsa.launch.rehearsal.call import Latents, Rehearsed, rehearse, rehearse_decoding
 from lvsa.launch.rehearsal.networks import Network, networks_of
-from lvsa.launch.requests.lists import asks_for_many
 from lvsa.mesh import MeshSizes
 
 PHASES = ("loading", "encoding", "denoising", "decoding")
@@ -77,10 +76,12 @@ class Estimate:
     Args:
         job: whose tokens divide among its ranks.
         rehearsals: of its video.
+        listed: whether it makes more videos after this one.
     """
 
     job: Job
     rehearsals: Rehearsals
+    listed: bool = False
 
     def need(self, phase: str, first: bool = True) -> Need:
         """What a rank needs in a phase: the first, or any other."""
@@ -126,7 +127,7 @@ class Estimate:
         """
         if self.job.config.tuning.offload != "none":
             return self._offloaded(phase, first)
-        stay = self.sharing > 1 and asks_for_many(self.job.config)
+        stay = self.sharing > 1 and self.listed
         encoders = stay or phase in ("loading", "encoding")
         transformers = stay or phase != "decoding" or not self._decodes(first)
         return self._resident(first, encoders, transformers) + self._gathered(phase)

@@ -72,7 +72,7 @@ def settings_that_fit(estimate: Estimate, gigabytes: float) -> Iterator[tuple[st
             job = _changed(estimate.job, change, tiled)
             if job is None:
                 continue
-            other = Estimate(job, estimate.rehearsals)
+            other = replace(estimate, job=job)
             # What it changes nothing about must fit already: a rehearsal takes seconds.
             lower = {"decoding": tiled, "denoising": change.times > 1}
             same = [phase for phase in PHASES if not lower.get(phase)]

@@ -15,15 +15,19 @@ from lvsa.launch.rehearsal.fitting import GB, fitting_lines
 from lvsa.launch.rehearsal.networks import missing_networks
 
 
-def memory_lines(job: Job) -> list[str]:
-    """Phase by phase what a rank needs, and whether it fits where --gpu-memory says into what."""
+def memory_lines(job: Job, listed: bool = False) -> list[str]:
+    """Phase by phase what a rank needs, and whether it fits where --gpu-memory says into what.
+
+    Args:
+        listed: whether it is one of a list of videos.
+    """
     try:
         _ = job.shards
     except DivisibilityError:
         return ["memory     not estimated: the tokens do not divide among the ranks"]
     if missing := missing_networks(job):
         return [f"memory     not estimated: {job.source.name} has no {', '.join(missing)}"]
-    estimate = Estimate(job, Rehearsals(job))
+    estimate = Estimate(job, Rehearsals(job), listed)
     dtype = str(job.dtype).removeprefix("torch.")
     several = job.mesh.video > 1
     lines = [

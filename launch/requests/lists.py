@@ -109,15 +109,10 @@ def _in_list(request: Request) -> Request:
 
 def _again(path: Path, config: GenerateConfig) -> Request:
     """The video of a record once more."""
-    if asks_for_many(config):
+    if config.listing.prompts is not None or config.listing.seeds:
         raise LVSAError("--from makes one video again; it excludes --prompts and --seeds")
     record = read_record(path)
     return Request(_one(config, output_of(record, path, config.as_dict())), repeats=record)
-
-
-def asks_for_many(config: GenerateConfig) -> bool:
-    """Whether a configuration asks for a list of videos, be it one of one."""
-    return config.listing.prompts is not None or bool(config.listing.seeds)
 
 
 def is_list(requests: Sequence[Request]) -> bool:

@@ -179,12 +179,13 @@ def test_ranks_that_decode_together_have_room_for_it(wan):
 def test_weights_that_ranks_share(asked, wan):
     """Less in every phase; in a list parts stay till the last video."""
 
-    def weights(*more):
+    def weights(*more, listed=False):
         job = planned(wan, "--ranks", "3", *more)
-        return {phase: Estimate(job, asked.rehearsals).weights(phase) for phase in PHASES}
+        estimate = Estimate(job, asked.rehearsals, listed)
+        return {phase: estimate.weights(phase) for phase in PHASES}
 
     whole, parts = weights(), weights("--shard-weights")
-    listed = weights("--shard-weights", "--seeds", "1", "2")
+    listed = weights("--shard-weights", listed=True)
     assert all(parts[phase] < whole[phase] for phase in ("loading", "encoding", "denoising"))
     assert parts["decoding"] == whole["decoding"] < listed["decoding"]
     assert listed["denoising"] > parts["denoising"] and listed["encoding"] == parts["encoding"]

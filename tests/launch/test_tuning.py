@@ -30,6 +30,7 @@ TUNED = {
     "wan-vace": ["taylorseer:2 --offload group"],
     "skyreels-i2v": ["first-block:0.9 --offload model"],
     "hunyuan-t2v": ["first-block:0.9 --offload group", "taylorseer:2"],
+    "hunyuan-i2v": ["first-block:0.9 --compile --shard-weights"],
     "cogvideox-2b": ["first-block:0.9 --compile", "pyramid:2 --offload group --vae-tiling"],
     "cogvideox-1.5": ["taylorseer:2 --offload model"],
 }
