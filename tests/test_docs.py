@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from torch.distributed.run import get_args_parser as torchrun
 
 import lvsa
 from lvsa.launch.arguments import parse
@@ -228,10 +229,11 @@ def test_names_what_there_is(command):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_flags_in_the_text_exist(document):
-    """Those of the launcher, and of the scripts that the same document names."""
+    """Those of the launcher, of torchrun, and of the scripts that the same document names."""
     text = prose(document.read_text())
     scripts = {"launch/generate.py", *re.findall(r"studies/\w+/\w+\.py", text)}
     known = {flag for script in scripts for flag in flags_of(script)}
+    known |= {flag for action in torchrun()._actions for flag in action.option_strings}
     spans = [span.split() for span in INLINE.findall(text)]
     if document.name == "serving.md":
         known |= flags_of_the_server()

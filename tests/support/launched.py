@@ -26,6 +26,9 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
     from lvsa.launch.processes.runtime import Runtime
     from lvsa.launch.requests.lists import requests_of
 
+    if latents:
+        # What is never finished must not leave a checkpoint that the next run goes on from.
+        arguments = [*arguments, "--checkpoint-seconds", "100000"]
     made, frames = [], []
     make, decode = generate.make_video, finish.decode
     store = dist.distributed_c10d._get_default_store() if world > 1 else None
