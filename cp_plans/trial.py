@@ -91,7 +91,7 @@ def meta_twin(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None
     known, module = {} if known is None else known, unwrap_module(module)
     if module in known:
         return known[module]
-    twin = known[module] = object.__new__(_own_class(module))
+    twin = known[module] = object.__new__(own_class(module))
     nn.Module.__init__(twin)
     vars(twin).update({name: x for name, x in vars(module).items() if not _is_installed(name)})
     for group in ("_parameters", "_buffers"):
@@ -103,7 +103,7 @@ def meta_twin(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None
     return twin
 
 
-def _own_class(module: nn.Module) -> type[nn.Module]:
+def own_class(module: nn.Module) -> type[nn.Module]:
     """A module's class; of one that FSDP cuts, whose class it replaces, the one it had before."""
     cls = type(module)
     own: type[nn.Module] = cls.__bases__[1] if cls.__bases__[0] is FSDPModule else cls

@@ -46,7 +46,8 @@ def going_on(
         made = None if read is None else unpack(read[1], runtime.device)
         # Others that run these methods take what the first one gets: they only must not run them.
         names = runtime.from_first(None if made is None else [name for name, _ in made])
-        made = made if names is None or made else [(name, None) for name in names]
+        if not runtime.first and names is not None:
+            made = [(name, None) for name in names]
     transformers = job.adapter.transformers(pipe)
     loop = DenoisingLoop(pipe, transformers.values(), [generator], runtime.device, start)
     with encoded(pipe, job.adapter.replicated_methods, made) as notes, loop.followed():

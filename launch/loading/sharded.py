@@ -2,7 +2,7 @@
 
 The first rank of a job has the networks in its host's memory, LoRAs merged into them. The others
 build them of their configs. Block by block the weights come to every rank's device, where FSDP
-takes its part of them: no device ever holds more than its parts and one block.
+takes its part of them: no device ever holds more than its parts and one block, or what is in none.
 """
 
 from typing import Any
@@ -95,10 +95,9 @@ def _cut(
     """
     group, device = runtime.group, runtime.device
     assert group is not None and team.group is not None
-    names = runtime.from_first(None if source is None else _names(source))
-    assert names is not None
-    paths = {module: path for path, module in network.named_modules()}
-    filled: dict[str, nn.Parameter] = {}
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    # Of a weight that modules share there is one.
+    filled: dict[nn.Parameter, nn.Parameter] = {}
 
     @torch.no_grad()
     def fill(part: nn.Module) -> None:
@@ -106,15 +105,15 @@ def _cut(
             for key, empty in module._parameters.items():
                 if empty is None or not empty.is_meta:
                     continue
-                name = names[f"{paths[module]}.{key}".removeprefix(".")]
-                if name not in filled:
+                if empty not in filled:
+                    name = names[empty]
                     weight = torch.empty_like(empty, device=device)
                     if source is not None:
                         weight.copy_(source.get_parameter(name))
                     work = dist.broadcast(weight, group=group, group_src=0, async_op=True)
                     wait(work, f"broadcast of the weights {name}", group)
-                    filled[name] = nn.Parameter(weight, requires_grad=False)
-                module._parameters[key] = filled[name]
+                    filled[empty] = nn.Parameter(weight, requires_grad=False)
+                module._parameters[key] = filled[empty]
         # FSDP takes its part of them, and then they must go.
         filled.clear()
 
@@ -128,15 +127,3 @@ def _cut(
 
 def _dtypes(network: nn.Module) -> dict[str, torch.dtype]:
     return {name: x.dtype for name, x in network.named_parameters(remove_duplicate=False)}
-
-
-def _names(network: nn.Module) -> dict[str, str]:
-    """Of each parameter its name: where modules share it, the first of those that it has.
-
-    In a network that was built of its config alone they do not share it yet.
-    """
-    first: dict[nn.Parameter, str] = {}
-    return {
-        name: first.setdefault(parameter, name)
-        for name, parameter in network.named_parameters(remove_duplicate=False)
-    }

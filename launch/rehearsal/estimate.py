@@ -117,7 +117,7 @@ class Estimate:
     def read_for_all(self) -> int:
         """Bytes of the weights that ranks share, all of which one rank reads."""
         networks = self.rehearsals.networks.values()
-        return sum(network.bytes for network in networks if network.encodes or network.denoises)
+        return sum(network.bytes for network in networks if network.can_be_shared)
 
     def weights(self, phase: str, first: bool = True) -> int:
         """Bytes of weights that stand on a rank's device in a phase, at most.
@@ -161,15 +161,15 @@ class Estimate:
         if self.sharing == 1:
             return 0
         if phase == "loading":
-            shared = [n for n in self.rehearsals.networks.values() if n.denoises or n.encodes]
+            shared = [n for n in self.rehearsals.networks.values() if n.can_be_shared]
             return max((network.uncut for network in shared), default=0)
-        running = [n for n in self._running(phase, first=True) if n.denoises or n.encodes]
+        running = [n for n in self._running(phase, first=True) if n.can_be_shared]
         return max((network.gathered for network in running), default=0)
 
     def _resident(self, first: bool, encoders: bool, transformers: bool) -> int:
         ranks = self.sharing
         return sum(
-            network.part(ranks) if network.encodes or network.denoises else network.bytes
+            network.part(ranks) if network.can_be_shared else network.bytes
             for network in self.rehearsals.networks.values()
             if ((encoders and (first or ranks > 1)) or not network.encodes)
             and (transformers or not network.denoises)

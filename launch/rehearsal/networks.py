@@ -9,7 +9,7 @@ from torch import nn
 from lvsa.cp_plans.trial import meta_twin
 from lvsa.launch.job import Job
 from lvsa.launch.loading.unfilled import unfilled_network
-from lvsa.launch.loading.weights import ENCODERS, networks
+from lvsa.launch.loading.weights import ENCODERS, dtype_of, networks
 from lvsa.launch.tuning.sharding import blocks_of, outside_of_blocks
 
 LAYERS_RUN = 3
@@ -35,6 +35,11 @@ class Network:
     def bytes(self) -> int:
         """Of all weights and buffers."""
         return size_of(self.module)
+
+    @property
+    def can_be_shared(self) -> bool:
+        """Whether ranks may keep parts of it."""
+        return self.encodes or self.denoises
 
     def part(self, ranks: int) -> int:
         """Bytes of weights and buffers that a rank keeps where so many share the weights.
@@ -108,8 +113,7 @@ def networks_of(job: Job) -> dict[str, Network]:
             if isinstance(known, nn.Module)
             else unfilled_network(job.source, name, cls)
         )
-        dtype = job.adapter.component_dtypes.get(name, job.dtype)
-        _cast(module, torch.float32 if job.dtype == torch.float32 else dtype)
+        _cast(module, dtype_of(name, job.adapter, job.dtype))
         found[name] = Network(module, name in ENCODERS, name in transformers)
     return found
 

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from lvsa.adapters.install.sharded import is_sharded
+from lvsa.cp_plans.trial import own_class
 from lvsa.errors import LVSAError
 from lvsa.launch.config import TuningConfig
 from lvsa.launch.tuning.caches import CACHES, parse_cache
@@ -97,16 +99,16 @@ def shard(
     rest = {*outside_of_blocks(network)} if whole else None
     fully_shard(network, mesh=mesh, reshard_after_forward=True, ignored_params=rest)
     for module in network.modules():
-        if isinstance(module, FSDPModule):
-            _call_by_its_name(type(module))
+        if is_sharded(module):
+            _call_by_its_name(module)
 
 
-def _call_by_its_name(cls: type) -> None:
-    """Names a class of FSDP after the one that it took the place of.
+def _call_by_its_name(module: nn.Module) -> None:
+    """Names a module's class of FSDP after the one that it took the place of.
 
     diffusers and transformers look up by name what a model can do.
     """
-    own = cls.__bases__[1]
+    cls, own = type(module), own_class(module)
     cls.__name__, cls.__qualname__, cls.__module__ = own.__name__, own.__qualname__, own.__module__
 
 

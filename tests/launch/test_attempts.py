@@ -4,21 +4,15 @@ from datetime import timedelta
 
 import pytest
 import torch
-from torch import distributed as dist
 
 from lvsa.errors import CommunicationError, NonFiniteError
 from lvsa.launch.processes import attempts
 from lvsa.launch.processes.attempts import attempt
 from lvsa.launch.processes.environment import Place
 from lvsa.launch.processes.reporting import SomeFailed, run_reporting
-from lvsa.launch.processes.runtime import Runtime
 from tests.support.errors import refuses
+from tests.support.launched import runtime_of
 from tests.support.ranks import run_ranks
-
-
-def runtime_of(rank, world):
-    store = dist.distributed_c10d._get_default_store() if world > 1 else None
-    return Runtime(rank, world, torch.device("cpu"), store)
 
 
 def failing(ranks, rank, error):

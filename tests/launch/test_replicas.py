@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import distributed as dist
 
 from lvsa.errors import LVSAError
 from lvsa.launch import generate
@@ -22,7 +21,6 @@ from lvsa.launch.meter import StepTimer
 from lvsa.launch.processes import attempts
 from lvsa.launch.processes.attempts import LeftAlone
 from lvsa.launch.processes.reporting import SharedError, SomeFailed
-from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.records.provenance import digest
 from lvsa.launch.report import report
 from lvsa.launch.requests.lists import requests_of
@@ -30,7 +28,7 @@ from lvsa.launch.requests.plan import plan_videos
 from lvsa.launch.requests.turns import make_all
 from lvsa.mesh import MeshSizes
 from tests.support.errors import names, refuses
-from tests.support.launched import alone
+from tests.support.launched import alone, runtime_of
 from tests.support.ranks import RankFailed, run_ranks
 from tests.support.tiny import saved, wan_pipeline
 
@@ -50,11 +48,6 @@ def model(tmp_path_factory):
 def flags(model, out, *more):
     return ["--model", model, "--prompt", "a red circle", *SIZE, "--output-dir", str(out),
             "--output-name", "clip", "--device", "cpu", *SPARSE, *more]  # fmt: skip
-
-
-def runtime_of(rank, world):
-    store = dist.distributed_c10d._get_default_store() if world > 1 else None
-    return Runtime(rank, world, CPU, store)
 
 
 def listed(rank, world, arguments, before=None):

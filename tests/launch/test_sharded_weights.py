@@ -22,7 +22,6 @@ from lvsa.launch.loading.unfilled import unfilled_network
 from lvsa.launch.loading.weights import load_pipeline, networks
 from lvsa.launch.notes import without_effect
 from lvsa.launch.processes.reporting import SharedError
-from lvsa.launch.processes.runtime import Runtime
 from lvsa.launch.rehearsal.networks import networks_of
 from lvsa.launch.requests.lists import requests_of
 from lvsa.launch.requests.plan import job_of
@@ -32,6 +31,7 @@ from lvsa.launch.tuning.sharding import shard
 from lvsa.mesh import MeshSizes
 from tests.launch.test_families import FAMILIES, arguments_for, inputs  # noqa: F401
 from tests.support.errors import refuses
+from tests.support.launched import runtime_of
 from tests.support.ranks import run_ranks
 from tests.support.tiny import saved, wan_latents, wan_pipeline
 from tests.support.tiny_lora import saved_lora
@@ -52,11 +52,6 @@ def model(tmp_path_factory):
 def flags(model, out, *more):
     return ["--model", model, "--prompt", "a red circle", *SIZE, "--output-dir", str(out),
             "--output-name", "clip", "--device", "cpu", *SPARSE, *more]  # fmt: skip
-
-
-def runtime_of(rank, world):
-    store = dist.distributed_c10d._get_default_store() if world > 1 else None
-    return Runtime(rank, world, CPU, store)
 
 
 # What a rank keeps

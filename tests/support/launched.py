@@ -14,6 +14,14 @@ from torch import distributed as dist
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def runtime_of(rank: int, world: int) -> Any:
+    """The launcher's view of this process: one of several of `run_ranks`, or one alone."""
+    from lvsa.launch.processes.runtime import Runtime
+
+    store = dist.distributed_c10d._get_default_store() if world > 1 else None
+    return Runtime(rank, world, torch.device("cpu"), store)
+
+
 def launched(rank: int, world: int, arguments: list[str], latents: bool = False) -> np.ndarray:
     """What the launcher made: frames ``[F, H, W, 3]`` on rank 0, latents on the others.
 
@@ -23,7 +31,6 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
     from lvsa.launch import finish, generate, inputs
     from lvsa.launch.arguments import parse
     from lvsa.launch.media import sharing
-    from lvsa.launch.processes.runtime import Runtime
     from lvsa.launch.requests.lists import requests_of
 
     if latents:
@@ -31,8 +38,7 @@ def launched(rank: int, world: int, arguments: list[str], latents: bool = False)
         arguments = [*arguments, "--checkpoint-seconds", "100000"]
     made, frames = [], []
     make, decode = generate.make_video, finish.decode
-    store = dist.distributed_c10d._get_default_store() if world > 1 else None
-    runtime = Runtime(rank, world, torch.device("cpu"), store)
+    runtime = runtime_of(rank, world)
     with pytest.MonkeyPatch.context() as patch:
         if latents:
             decoding = inputs.call_arguments
