@@ -114,6 +114,9 @@ class Cluster:
     def start_at_once(self, number: str) -> None:
         """Starts a job that was queued again: Slurm would let two minutes pass first."""
         self.wait(number, {"PENDING"}, timeout=120)
+        # That is for slurmd: it tells the time in seconds, and refuses a job whose credential is of
+        # the second in which it killed that job, or of one before it.
+        time.sleep(1.1)
         self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def logs(self) -> str:
@@ -127,11 +130,20 @@ class Cluster:
 
     def kill_processes(self, node: str) -> None:
         """Kills everything that jobs run on a node, from outside."""
+        for process in self.processes(node):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def processes(self, node: str, name: str = "") -> list[int]:
+        """What jobs run on a node, as far as the command line has ``name`` in it."""
         mine = {f"SLURMD_NODENAME={node}", f"SLURM_CONF={self.folder / 'slurm.conf'}"}
+        found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-                if mine <= set((folder / "environ").read_text(errors="replace").split("\0")):
-                    os.kill(int(folder.name), signal.SIGKILL)
+                variables = (folder / "environ").read_text(errors="replace").split("\0")
+                if mine <= set(variables) and name in (folder / "cmdline").read_text():
+                    found.append(int(folder.name))
+        return found
 
     def kill_daemon(self, node: str) -> None:
         """Kills a node's slurmd, and leaves its jobs alone."""

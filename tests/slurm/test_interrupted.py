@@ -42,6 +42,14 @@ def await_step(folder: Path, timeout: float = 180) -> None:
         time.sleep(0.1)
 
 
+def await_start(cluster: Cluster, timeout: float = 60) -> None:
+    """Waits for torchrun on all nodes: it needs seconds before it answers signals itself."""
+    end = time.monotonic() + timeout
+    while not all(cluster.processes(node, "torchrun") for node in cluster.nodes):
+        assert time.monotonic() < end, cluster.logs()
+        time.sleep(0.05)
+
+
 def check(
     cluster: Cluster, job: str, folder: Path, undisturbed: torch.Tensor, restarts: int = 1
 ) -> None:
@@ -71,6 +79,28 @@ def test_an_interrupted_job_is_queued_again(
     check(cluster, job, tmp_path, undisturbed)
     if how != "requeued":
         assert "queued again" in (tmp_path / "job.log").read_text()
+
+
+def test_a_node_that_is_lost_while_the_others_start(
+    cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path
+) -> None:
+    job = submitted(cluster, tmp_path, NODES)
+    await_start(cluster)
+    cluster.kill_processes("n10")
+    cluster.start_at_once(job)
+    check(cluster, job, tmp_path, undisturbed)
+
+
+def test_a_mistake_is_not_queued_again(cluster: Cluster, tmp_path: Path) -> None:
+    """Its node may be the first to end, while others start."""
+    log = f"--output={tmp_path}/job.log"
+    job = cluster.submit(
+        SCRIPTS / "generate.sbatch", *LONG, "--steps", "none", "--output-dir", str(tmp_path),
+        options=[*NODES, log], variables=VARIABLES, folder=ROOT,
+    )  # fmt: skip
+    ended = cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "0", "1:0")
+    assert "--steps" in (tmp_path / "job.log").read_text()
 
 
 def test_a_daemon_that_is_killed(
