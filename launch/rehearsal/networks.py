@@ -126,12 +126,14 @@ def missing_networks(job: Job) -> list[str]:
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     """Weights in the dtype that they are loaded in; some stay in float32.
 
-    diffusers keeps those that a class names in half precision, transformers in float16 alone.
+    diffusers keeps those that a class names, transformers those of a plan: its later versions make
+    one for a dtype, and the first of series 5 has the same for all.
     """
-    ours = hasattr(module, "load_config")
-    keeps = {*(getattr(module, "_keep_in_fp32_modules", None) or ())}
-    if not ours and dtype != torch.float16:
-        keeps = set()
+    if hasattr(module, "load_config"):
+        keeps = {*(getattr(module, "_keep_in_fp32_modules", None) or ())}
+    else:
+        plan_for = getattr(module, "_get_dtype_plan", None)
+        keeps = {*(getattr(module, "dtype_plan", {}) if plan_for is None else plan_for(dtype))}
     for name, parameter in module.named_parameters():
         kept = keeps & {*name.split(".")}
         parameter.data = parameter.data.to(torch.float32 if kept else dtype)

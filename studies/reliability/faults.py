@@ -1,5 +1,6 @@
 """Faults, planted into one rank of a job in a moment of its work."""
 
+import functools
 import itertools
 import os
 import signal
@@ -11,15 +12,19 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
 from lvsa.cp_plans.apply import GatherHook
 from lvsa.exchange.needed import Needed
-from lvsa.launch.loading import weights
+from lvsa.launch.loading import sharded, weights
 from lvsa.launch.media import encoder
 from lvsa.launch.processes.progress import DONE, TOGETHER, Progress
 
 # Denoising step, counted from 0, in which faults of the loop are planted.
 STEP = 2
+# Call of the decoder, counted from 0 on each rank, in which faults of shared decoding are planted.
+CALL = 2
 # Seconds that the first rank's lonely work takes, so that the others are disturbed meanwhile.
 SLOW = 3.0
 # Bytes that no machine has.
@@ -43,7 +48,17 @@ KINDS: dict[str, Callable[[], object]] = {
     "exception": _raise,
     "out of memory": lambda: torch.empty(TOO_MUCH),
 }
-PHASES = ("loading", "encoding", "denoising", "exchange", "gather", "decoding", "writing")
+# Phases in which ranks share what else one has, with what asks for it: weights are sent, and then
+# gathered block by block in each step; rows of frames are decoded, or several tiles.
+SHARED = {
+    "sending": ("--shard-weights",),
+    "blocks": ("--shard-weights",),
+    "rows": ("--vae-parallel", "on"),
+    "tiles": ("--vae-tiling", "--width", "512", "--num-frames", "21"),
+}
+PHASES = (
+    "loading", "encoding", "denoising", "exchange", "gather", "decoding", "writing", *SHARED,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,9 +102,14 @@ def plant(fault: Fault, rank: int, marker: Path) -> None:
 
     # Some functions are called in other phases too.
     at: dict[str, Any] = {}
-    if fault.phase in ("exchange", "gather"):
+    if fault.phase in ("exchange", "gather", "blocks"):
         _before(*_moment(fault.phase), lambda: strike() if at.get("step") == STEP else None)
         _when_moved(lambda phase, step: at.update(step=step))
+    elif fault.phase == "sending":
+        _before(*_moment(fault.phase), strike)
+    elif fault.phase in ("rows", "tiles"):
+        calls = itertools.count()
+        _before(*_moment(fault.phase), lambda: strike() if next(calls) == CALL else None)
     elif fault.phase == "writing" and rank == 0:
         _before(*_moment(fault.phase), lambda: strike() if at["phase"] == fault.phase else None)
         _when_moved(lambda phase, step: at.update(phase=phase))
@@ -110,12 +130,18 @@ def _moment(phase: str) -> tuple[Any, str]:
         "gather": (GatherHook, "__call__"),
         "decoding": (diffusers.AutoencoderKLWan, "decode"),
         "writing": (encoder, "count_frames"),
+        "sending": (sharded, "shard"),
+        "blocks": (WanTransformerBlock, "forward"),
+        "rows": (WanDecoder3d, "forward"),
+        "tiles": (WanDecoder3d, "forward"),
     }[phase]
 
 
 def _before(owner: Any, name: str, first: Callable[[], object]) -> None:
     usual = getattr(owner, name)
 
+    # Plans are held against the arguments of what they name.
+    @functools.wraps(usual)
     def planted(*args: Any, **options: Any) -> Any:
         first()
         return usual(*args, **options)

@@ -6,6 +6,7 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -47,7 +48,7 @@ class Outcome:
     struck: bool
 
 
-def run(folder: Path, world: int, arguments: list[str], fault: Fault | None = None) -> Outcome:
+def run(folder: Path, world: int, arguments: Sequence[str], fault: Fault | None = None) -> Outcome:
     """Runs a job to its end.
 
     Args:

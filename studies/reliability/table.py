@@ -5,6 +5,7 @@
 Writes `faults.json` and a table in Markdown, `faults.md`.
 """
 
+import functools
 import itertools
 import json
 import logging
@@ -22,7 +23,7 @@ from lvsa.launch.checkpoint.folder import FOLDER
 from lvsa.launch.processes.reporting import SomeFailed, run_reporting
 from lvsa.launch.records.output import written_whole
 from lvsa.launch.records.temporary import PART
-from lvsa.studies.reliability.faults import KINDS, PHASES, Fault, all_faults
+from lvsa.studies.reliability.faults import KINDS, PHASES, SHARED, Fault, all_faults
 from lvsa.studies.reliability.job import NAME, Outcome, run
 
 logger = logging.getLogger("lvsa.studies.reliability.table")
@@ -80,9 +81,15 @@ class Row:
         return self.named and self.failed and not self.left and self.again
 
 
-def undisturbed(folder: Path) -> bytes:
-    """The video that all the others have to equal."""
-    outcome = run(folder, WORLD, ARGUMENTS)
+def arguments_of(phase: str) -> tuple[str, ...]:
+    """The launcher's arguments for a job that has this phase."""
+    return (*ARGUMENTS, *SHARED.get(phase, ("--vae-parallel", "off")))
+
+
+def undisturbed(folder: Path, arguments: tuple[str, ...]) -> bytes:
+    """The video that all others with these arguments have to equal."""
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    outcome = run(folder, WORLD, arguments)
     if set(outcome.codes) != {0}:
         raise RuntimeError(f"the job fails without a fault: {outcome}")
     return (folder / "out" / f"{NAME}.mp4").read_bytes()
@@ -91,11 +98,12 @@ def undisturbed(folder: Path) -> bytes:
 def tried(fault: Fault, folder: Path, video: bytes) -> Row:
     """Plants one fault, and starts the job again after it."""
     shutil.rmtree(folder / "out", ignore_errors=True)
-    outcome = run(folder, WORLD, ARGUMENTS, fault)
+    arguments = arguments_of(fault.phase)
+    outcome = run(folder, WORLD, arguments, fault)
     if not outcome.struck:
         raise RuntimeError(f"{fault} did not happen: {outcome}")
     message = _message(outcome)
-    again = run(folder, WORLD, ARGUMENTS)
+    again = run(folder, WORLD, arguments)
     file = folder / "out" / f"{NAME}.mp4"
     return Row(
         phase=fault.phase,
@@ -135,10 +143,10 @@ def make_table(config: TableConfig) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        video = undisturbed(folder)
+        video = functools.cache(lambda arguments: undisturbed(folder, arguments))
         for fault in all_faults(WORLD):
             if fault.phase in config.phases and fault.kind in config.kinds:
-                rows.append(tried(fault, folder, video))
+                rows.append(tried(fault, folder, video(arguments_of(fault.phase))))
                 logger.info("%s: %.1f s, %s", fault, rows[-1].seconds, rows[-1].message)
                 if not rows[-1].well:
                     logger.error("not as it should be: %s", rows[-1])

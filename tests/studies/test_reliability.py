@@ -1,14 +1,19 @@
 """Faults in a generation on two ranks: some of the table, which a command makes whole."""
 
+import functools
+
 import pytest
 
 from lvsa.studies.reliability.faults import KINDS, PHASES, Fault, all_faults
-from lvsa.studies.reliability.table import Row, as_markdown, tried, undisturbed
+from lvsa.studies.reliability.table import Row, arguments_of, as_markdown, tried, undisturbed
 
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    return undisturbed(tmp_path_factory.mktemp("undisturbed"))
+    """The video of a job with these arguments."""
+    return functools.cache(
+        lambda arguments: undisturbed(tmp_path_factory.mktemp("undisturbed"), arguments)
+    )
 
 
 @pytest.mark.parametrize(
@@ -20,11 +25,15 @@ def video(tmp_path_factory):
         Fault("denoising", 1, "SIGSTOP"),
         Fault("decoding", 0, "out of memory"),
         Fault("writing", 0, "SIGKILL"),
+        Fault("sending", 1, "SIGTERM"),
+        Fault("blocks", 1, "SIGKILL"),
+        Fault("rows", 1, "exception"),
+        Fault("tiles", 1, "SIGKILL"),
     ],
     ids=str,
 )
 def test_a_fault_is_named_leaves_nothing_and_the_job_goes_well_again(fault, video, tmp_path):
-    row = tried(fault, tmp_path, video)
+    row = tried(fault, tmp_path, video(arguments_of(fault.phase)))
     assert row.named and row.failed, row
     assert row.left == () and row.again, row
     assert row.seconds < 30, row
