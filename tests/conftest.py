@@ -13,9 +13,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when kernels are imported
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As a shell starts what runs in the background: processes of tests would inherit it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# As a shell starts what runs in the background, or nohup: processes of tests would inherit it.
+for number, usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +48,10 @@ def _logging_of_each_test() -> Iterator[None]:
     levels, handlers = _logging()
     yield
     for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+        logger = logging.getLogger(name)
+        # Setting one clears what all loggers remember, and there are hundreds.
+        if logger.level != level:
+            logger.setLevel(level)
     # pytest's own handlers come and go between the phases of a test.
     for handler in _logging()[1]:
         if handler not in handlers and not type(handler).__module__.startswith("_pytest"):

@@ -27,6 +27,7 @@ from torch.distributed.run import get_args_parser as torchrun
 import lvsa
 from lvsa.launch.arguments import parse
 from tests.serving.support.stand_in import FOLDER
+from tests.support.launched import python
 from tests.support.missing import missing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,9 +149,10 @@ def run(command, cwd=ROOT):
     )  # fmt: skip
 
 
+@functools.cache
 def flags_of(script):
     """Flags that a script's --help shows."""
-    shown = run(f"python {script} --help")
+    shown = python(["--help"], script, COLUMNS="200")
     assert shown.returncode == 0, shown.stderr
     return set(re.findall(r"--[\w.-]*\w", shown.stdout))
 

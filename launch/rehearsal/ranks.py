@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
@@ -18,6 +19,10 @@ def fake_ranks(rank: int, world: int) -> Iterator[dist.ProcessGroup]:
     """
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from torch.testing._internal.distributed.multi_threaded_pg import ThreadLocalWorld
+
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("c10d::send", "Meta"):
+        # PyTorch 2.8's collectives know nothing of fake tensors until this is imported.
+        from torch.distributed._tools import fake_collectives  # noqa: F401
 
     def everyone_says(into: list[Any], mine: Any, group: Any = None) -> None:
         into[:] = [mine] * len(into)

@@ -180,12 +180,13 @@ def write_without_end(path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_while_it_writes(tmp_path, number):
+def test_a_signal_while_it_writes(tmp_path, number, request):
     (tmp_path / "a.mp4").write_text("the good one")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     process = context.Process(target=write_without_end, args=(tmp_path / "a.mp4",))
     process.start()
+    request.addfinalizer(process.kill)
     deadline = time.monotonic() + 60
     while not any(p.stat().st_size for p in tmp_path.glob(".*.mp4")):
         assert time.monotonic() < deadline and process.is_alive()

@@ -15,16 +15,31 @@ MESSAGE = "44 frames are not 4k + 1"
 
 LATE = """
 import os, sys, time
-if os.environ["RANK"] == "0":
-    time.sleep(2)
+from pathlib import Path
 from lvsa.launch.generate import main
+from lvsa.launch.processes import reporting
+
+folder, rank = Path(__file__).parent, os.environ["RANK"]
+sleep, report = time.sleep, reporting._report
+
+def waited(seconds):
+    if seconds == reporting.PATIENCE:
+        (folder / rank).touch()
+    sleep(seconds)
+
+def reported(*error):
+    while rank == "0" and not ((folder / "1").exists() and (folder / "2").exists()):
+        sleep(0.1)
+    report(*error)
+
+time.sleep, reporting._report = waited, reported
 main(sys.argv[1:])
 """
 
 
 @pytest.fixture
 def late(tmp_path):
-    """The launcher, started two seconds later on the first rank."""
+    """The launcher, whose first rank speaks when all others wait for it to do so."""
     script = tmp_path / "late.py"
     script.write_text(LATE)
     return str(script)

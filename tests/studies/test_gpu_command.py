@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lvsa.studies.bench import gpu
+from tests.support.launched import python
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,8 +42,6 @@ def test_commands_name_scripts_and_flags_that_exist() -> None:
     for arguments in gpu.COMMANDS.values():
         if arguments[0] == "-m":
             continue
-        done = subprocess.run(
-            [sys.executable, arguments[0], "--help"],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        done = python(["--help"], arguments[0])
+        assert done.returncode == 0, done.stderr
         assert all(flag in done.stdout for flag in arguments if flag.startswith("--"))

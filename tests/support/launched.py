@@ -1,8 +1,11 @@
 """Runs the launcher inside `run_ranks`, or by torchrun as a user does."""
 
+import multiprocessing as mp
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed as dist
+
+from tests.support.ranks import PRELOAD
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,10 +94,30 @@ def torchrun(world: int, arguments: list[str], script: str | None = None, restar
     )  # fmt: skip
 
 
-def python(arguments: list[str]) -> Any:
-    """The launcher in one plain process."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "generate.py"), *arguments],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
+def python(arguments: list[str], script: str = "launch/generate.py", **variables: str) -> Any:
+    """``python script …`` in a process of its own, which has imported PyTorch before it begins."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    with tempfile.TemporaryDirectory() as name:
+        said = Path(name)
+        process = context.Process(target=_run, args=(script, arguments, environment, said))
+        process.start()
+        process.join(300)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        texts = [(said / stream).read_text() for stream in ("stdout", "stderr")]
+    return subprocess.CompletedProcess([script, *arguments], process.exitcode, *texts)
+
+
+def _run(script: str, arguments: list[str], environment: dict[str, str], said: Path) -> None:
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    for descriptor, stream in ((1, "stdout"), (2, "stderr")):
+        with (said / stream).open("wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
