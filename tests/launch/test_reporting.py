@@ -37,6 +37,17 @@ main(sys.argv[1:])
 """
 
 
+# Half a minute is much for a test.
+IMPATIENT = """
+import sys
+from lvsa.launch.generate import main
+from lvsa.launch.processes import reporting
+
+reporting.PATIENCE = 2.0
+main(sys.argv[1:])
+"""
+
+
 @pytest.fixture
 def late(tmp_path):
     """The launcher, whose first rank speaks when all others wait for it to do so."""
@@ -123,9 +134,11 @@ def test_processes_that_cannot_find_one_another_name_torchrun(environment, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_rank_that_is_left_alone_speaks_for_itself():
+def test_a_rank_that_is_left_alone_speaks_for_itself(tmp_path):
+    script = tmp_path / "impatient.py"
+    script.write_text(IMPATIENT)
     environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": "29999"}  # fmt: skip
-    ((_, stderr, code),) = together(["--seed", "-1"], [environment])
-    assert code == 2
-    assert re.search(r"\[rank 1\] ERROR: .*--seed is -1", stderr)
+    done = python(["--seed", "-1"], str(script), **environment)
+    assert done.returncode == 2
+    assert re.search(r"\[rank 1\] ERROR: .*--seed is -1", done.stderr)
