@@ -105,15 +105,15 @@ def plant(fault: Fault, rank: int, marker: Path) -> None:
     if fault.phase in ("exchange", "gather", "blocks"):
         _before(*_moment(fault.phase), lambda: strike() if at.get("step") == STEP else None)
         _when_moved(lambda phase, step: at.update(step=step))
-    elif fault.phase == "sending":
-        _before(*_moment(fault.phase), strike)
     elif fault.phase in ("rows", "tiles"):
         calls = itertools.count()
         _before(*_moment(fault.phase), lambda: strike() if next(calls) == CALL else None)
     elif fault.phase == "writing" and rank == 0:
         _before(*_moment(fault.phase), lambda: strike() if at["phase"] == fault.phase else None)
         _when_moved(lambda phase, step: at.update(phase=phase))
-    elif fault.phase in ("loading", "decoding", "encoding") and rank == 0:
+    elif fault.phase == "sending" or (
+        fault.phase in ("loading", "decoding", "encoding") and rank == 0
+    ):
         _before(*_moment(fault.phase), strike)
     else:
         phase = {"denoising": TOGETHER, "decoding": DONE, "writing": DONE}.get(fault.phase)

@@ -1,6 +1,5 @@
 """The mp4: its colors, its tags, and what is left when it cannot be written."""
 
-import multiprocessing
 import os
 import re
 import resource
@@ -24,7 +23,7 @@ from lvsa.launch.records.output import OutputError, write_record
 from lvsa.launch.requests.lists import requests_of
 from tests.support.errors import refuses
 from tests.support.launched import launched
-from tests.support.ranks import PRELOAD
+from tests.support.ranks import forkserver
 
 FFMPEG = executable()
 RNG = np.random.default_rng(0)
@@ -182,9 +181,7 @@ def write_without_end(path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_it_writes(tmp_path, number, request):
     (tmp_path / "a.mp4").write_text("the good one")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=write_without_end, args=(tmp_path / "a.mp4",))
+    process = forkserver().Process(target=write_without_end, args=(tmp_path / "a.mp4",))
     process.start()
     request.addfinalizer(process.kill)
     deadline = time.monotonic() + 60

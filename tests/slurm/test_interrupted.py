@@ -13,6 +13,8 @@ from tests.support.launched import ROOT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
+Moment = Callable[[Cluster, Path], bool]
+
 NODES = ["--nodes=2", *GPUS]
 # Slow enough to be met in the middle.
 LONG = [*VIDEO, "--num-frames", "161", "--checkpoint-seconds", "0"]
@@ -34,19 +36,21 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> t
     return latents(folder)
 
 
-def await_step(folder: Path, timeout: float = 180) -> None:
-    """Waits for the first checkpoint of a job."""
+def first_step(_: Cluster, folder: Path) -> bool:
+    """Whether a job has written its first checkpoint."""
+    return any(folder.glob(".checkpoints/*/state.safetensors"))
+
+
+def start(cluster: Cluster, _: Path) -> bool:
+    """Whether torchrun runs on all nodes: it needs seconds before it answers signals itself."""
+    return all(cluster.processes(node, "torchrun") for node in cluster.nodes)
+
+
+def wait_for(moment: Moment, cluster: Cluster, folder: Path, timeout: float = 180) -> None:
+    """Waits for a moment of the job that writes into this folder."""
     end = time.monotonic() + timeout
-    while not list(folder.glob(".checkpoints/*/state.safetensors")):
+    while not moment(cluster, folder):
         assert time.monotonic() < end, (folder / "job.log").read_text()
-        time.sleep(0.1)
-
-
-def await_start(cluster: Cluster, timeout: float = 60) -> None:
-    """Waits for torchrun on all nodes: it needs seconds before it answers signals itself."""
-    end = time.monotonic() + timeout
-    while not all(cluster.processes(node, "torchrun") for node in cluster.nodes):
-        assert time.monotonic() < end, cluster.logs()
         time.sleep(0.05)
 
 
@@ -68,27 +72,20 @@ INTERRUPTIONS: dict[str, Callable[[Cluster, str], object]] = {
 }
 
 
-@pytest.mark.parametrize("how", INTERRUPTIONS)
+@pytest.mark.parametrize(
+    ("how", "moment"),
+    [*[(how, first_step) for how in INTERRUPTIONS], ("processes killed", start)],
+)
 def test_an_interrupted_job_is_queued_again(
-    how: str, cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path
+    how: str, moment: Moment, cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path
 ) -> None:
     job = submitted(cluster, tmp_path, NODES)
-    await_step(tmp_path)
+    wait_for(moment, cluster, tmp_path)
     INTERRUPTIONS[how](cluster, job)
     cluster.start_at_once(job)
     check(cluster, job, tmp_path, undisturbed)
     if how != "requeued":
         assert "queued again" in (tmp_path / "job.log").read_text()
-
-
-def test_a_node_that_is_lost_while_the_others_start(
-    cluster: Cluster, undisturbed: torch.Tensor, tmp_path: Path
-) -> None:
-    job = submitted(cluster, tmp_path, NODES)
-    await_start(cluster)
-    cluster.kill_processes("n10")
-    cluster.start_at_once(job)
-    check(cluster, job, tmp_path, undisturbed)
 
 
 def test_a_mistake_is_not_queued_again(cluster: Cluster, tmp_path: Path) -> None:
@@ -108,7 +105,7 @@ def test_a_daemon_that_is_killed(
 ) -> None:
     """A node's slurmd may die and come back: its job goes on meanwhile."""
     job = submitted(cluster, tmp_path, NODES)
-    await_step(tmp_path)
+    wait_for(first_step, cluster, tmp_path)
     cluster.kill_daemon("n10")
     cluster.start_daemon("n10")
     check(cluster, job, tmp_path, undisturbed, restarts=0)

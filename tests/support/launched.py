@@ -1,6 +1,5 @@
 """Runs the launcher inside `run_ranks`, or by torchrun as a user does."""
 
-import multiprocessing as mp
 import os
 import runpy
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from tests.support.ranks import PRELOAD
+from tests.support.ranks import forkserver
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,12 +95,10 @@ def torchrun(world: int, arguments: list[str], script: str | None = None, restar
 
 def python(arguments: list[str], script: str = "launch/generate.py", **variables: str) -> Any:
     """``python script …`` in a process of its own, which has imported PyTorch before it begins."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     with tempfile.TemporaryDirectory() as name:
         said = Path(name)
-        process = context.Process(target=_run, args=(script, arguments, environment, said))
+        process = forkserver().Process(target=_run, args=(script, arguments, environment, said))
         process.start()
         process.join(300)
         if process.exitcode is None:

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ PRELOAD = [
 TIMEOUT = 300
 
 
+def forkserver() -> ForkServerContext:
+    """What starts processes that have imported everything already."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
 class RankFailed(AssertionError):
     """A rank raised; the message holds its traceback."""
 
@@ -42,8 +50,7 @@ def run_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Any]
     The function must be importable (module level). A rank that raises, or dies, fails the call
     with its traceback; a rank that is waiting for it is ended.
     """
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = forkserver()
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         pipes, processes = [], []
